@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Walking the enrolled sockets for `dump` and `status`: one record a socket. */
+#ifndef SA_DUMP_H
+#define SA_DUMP_H
+
+#include "inspect.h"
+
+/* Messages of one queue that are counted at most. */
+#define SA_DUMP_QUEUE 4096
+
+/* kernel/bpf: struct bpf_iter__sockmap of net/core/sock_map.c */
+struct bpf_iter_meta___sa {
+	struct seq_file *seq;
+	__u64 session_id;
+	__u64 seq_num;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__sockmap___sa {
+	struct bpf_iter_meta___sa *meta;
+	struct bpf_map *map;
+	void *key;
+	struct sock___sa *sk;
+} __attribute__((preserve_access_index));
+
+static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)
+{
+	struct sock___sa *sk = ctx->sk;
+	struct sa_dump record = {};
+	struct sk_psock___sa *psock;
+	struct sa_sock *st;
+
+	if (!sk)
+		return;
+	st = bpf_sk_storage_get(&sa_socks, (void *)sk, NULL, 0);
+	if (!st)
+		return;
+	record.sock = *st;
+	record.state = sk->__sk_common.skc_state;
+	if (sk->sk_socket && sk->sk_socket->file) {
+		record.inode = sk->sk_socket->file->f_inode->i_ino;
+		record.nonblock = !!(sk->sk_socket->file->f_flags & SA_O_NONBLOCK);
+	}
+	psock = sa_psock(sk);
+	if (psock)
+		record.unread_messages =
+			sa_queue_length(psock, SA_DUMP_QUEUE, &record.unread_bytes);
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+}
+
+#endif

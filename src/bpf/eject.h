@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Taking sockets out again at the first acknowledgement of own data: what is
+ * still unpaired has a remote peer, and by now it shows how each end reads.
+ */
+#ifndef SA_EJECT_H
+#define SA_EJECT_H
+
+#include "inspect.h"
+#include "pairing.h"
+
+static __always_inline void sa_listener_key_of(const struct sa_tuple *server, __u64 netns_cookie,
+					       struct sa_listener_key *key)
+{
+	__builtin_memcpy(&key->addr, &server->local, sizeof(key->addr));
+	key->netns_cookie = netns_cookie;
+	key->port = server->local_port;
+}
+
+/* What one child's reading says of its later siblings. */
+static __always_inline void sa_listener_learn(const struct sa_tuple *server, __u64 netns_cookie,
+					      bool blocking, bool splicing)
+{
+	struct sa_listener_key key = {};
+	struct sa_listener fresh = { .blocking = blocking, .splicing = splicing };
+	struct sa_listener *known;
+
+	sa_listener_key_of(server, netns_cookie, &key);
+	known = bpf_map_lookup_elem(&sa_listeners, &key);
+	if (!known) {
+		if (blocking || splicing)
+			bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_NOEXIST);
+		return;
+	}
+	known->blocking = blocking;
+	known->tries = 0;
+	if (splicing)
+		known->splicing = 1;
+}
+
+/* Deletes one socket from the map, and counts it if it was there. */
+static __always_inline bool sa_eject_one(__u64 cookie, __u32 reason)
+{
+	if (bpf_map_delete_elem(&sa_sockhash, &cookie))
+		return false;
+	sa_add_at(ejected, reason, SA_REASON_COUNT, 1);
+	return true;
+}
+
+static __always_inline void sa_quiet(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+/* The own socket is out, or was never in: plain TCP for good. */
+static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st, __u32 reason)
+{
+	if (st->enrolled) {
+		sa_eject_one(st->cookie, reason);
+		st->enrolled = 0;
+		st->ejected = reason;
+	}
+	sa_leave(st);
+	sa_quiet(ops);
+}
+
+/*
+ * Takes both ends out, if nothing was ever redirected between them: then no
+ * byte waits in a redirect queue and none can come. Else both stay, and the
+ * per-message rules keep them on the stack.
+ */
+static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_sock *st,
+					  struct sa_conn *conn, __u32 reason)
+{
+	__u32 was = __sync_val_compare_and_swap(&conn->gate, 0, SA_GATE_SHUT);
+
+	if (was && was != SA_GATE_SHUT)
+		return false;
+	sa_eject_one(st->peer_cookie, reason);
+	sa_out(ops, st, reason);
+	return true;
+}
+
+/* The peer, once both have met. */
+static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
+{
+	st->peer_sk = peer->sk;
+	st->peer_cookie = peer->cookie;
+	sa_add(paired, 1);
+}
+
+/* RTT callback: own data sent by TCP was acknowledged. */
+static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *st,
+				      const struct tcp_sock___sa *tp)
+{
+	const struct sa_config *conf = sa_conf();
+	const struct tcp_sock___sa *peer;
+	struct sa_conn *conn;
+	struct sa_side *other;
+	__u32 own, theirs;
+
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (!conf || !conn)
+		return sa_out(ops, st, SA_REASON_NO_LOCAL_PEER);
+	other = sa_side(conn, !st->side);
+	if (!st->enrolled)
+		return sa_out(ops, st, SA_REASON_NONE);
+	if (other->ready && other->skipped) {
+		sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);
+		return;
+	}
+	if (!st->peer_cookie) {
+		__u32 reason = sa_match(conn, sa_side(conn, st->side), other);
+
+		if (reason)
+			return sa_out(ops, st, reason);
+		sa_adopt_peer(st, other);
+	}
+	if (conn->gate == SA_GATE_SHUT)
+		return sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);
+
+	own = sa_judge(tp, conf);
+	if (own && own != SA_READER_UNKNOWN) {
+		if (st->role == SA_ROLE_PASSIVE && own == SA_REASON_BLOCKING_READER)
+			sa_listener_learn(&st->tuple, st->netns_cookie, true, false);
+		if (sa_eject_pair(ops, st, conn, own))
+			return;
+	}
+	peer = sa_cast(st->peer_sk, tcp_sock___sa);
+	if ((__u64)((const struct sock___sa *)peer)->__sk_common.skc_cookie.counter !=
+	    st->peer_cookie)
+		return;
+	theirs = sa_judge(peer, conf);
+	if (theirs && theirs != SA_READER_UNKNOWN) {
+		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
+			sa_listener_learn(&other->tuple, other->netns_cookie, true, false);
+		if (sa_eject_pair(ops, st, conn, theirs))
+			return;
+	}
+	if (!own && !theirs) {
+		if (st->role == SA_ROLE_PASSIVE)
+			sa_listener_learn(&st->tuple, st->netns_cookie, false, false);
+		st->judged = 1;
+		sa_quiet(ops);
+	}
+}
+
+#endif

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What happens to a socket when it becomes ESTABLISHED. */
+#ifndef SA_ENROL_H
+#define SA_ENROL_H
+
+#include "eject.h"
+#include "policy.h"
+#include "splice.h"
+
+/* A listener known for blocking children gets one tried in so many. */
+#define SA_TRY_EVERY 64
+
+/* EBUSY ... of include/uapi/asm-generic/errno-base.h, as returned. */
+static __always_inline __u32 sa_update_reason(long err)
+{
+	switch (err) {
+	case -7: /* E2BIG */
+		return SA_REASON_MAP_FULL;
+	case -12: /* ENOMEM */
+		return SA_REASON_NO_MEMORY;
+	case -16: /* EBUSY */
+	case -22: /* EINVAL: sk_user_data is somebody else's, sk_psock_init() */
+		return SA_REASON_BUSY;
+	default:
+		return SA_REASON_UNSUPPORTED;
+	}
+}
+
+/* What can be known of an accepted socket's reader before accept(2). */
+static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
+					      const struct sa_sock *st)
+{
+	struct sa_listener_key key = {};
+	struct sa_listener *known;
+
+	sa_listener_key_of(&st->tuple, st->netns_cookie, &key);
+	known = bpf_map_lookup_elem(&sa_listeners, &key);
+	if (!known)
+		return SA_REASON_NONE;
+	if (known->splicing)
+		return SA_REASON_SPLICING;
+	if (!known->blocking || conf->blocking)
+		return SA_REASON_NONE;
+	if (++known->tries >= SA_TRY_EVERY) {
+		known->tries = 0;
+		return SA_REASON_NONE;
+	}
+	return SA_REASON_BLOCKING_READER;
+}
+
+/* Everything that can be said before the peer is known. */
+static __always_inline __u32 sa_unfit(struct sa_config *conf, struct sa_sock *st,
+				      const struct tcp_sock___sa *tp)
+{
+	bool active = st->role == SA_ROLE_ACTIVE;
+	const struct sa_tuple *t = &st->tuple;
+	__u32 reason;
+
+	if (BPF_CORE_READ_BITFIELD(tp, syn_data) || BPF_CORE_READ_BITFIELD(tp, syn_fastopen))
+		return SA_REASON_FAST_OPEN;
+	reason = sa_options(tp);
+	if (reason)
+		return reason;
+	if (sa_filtered(conf, active ? &t->remote : &t->local,
+			active ? t->remote_port : t->local_port))
+		return SA_REASON_FILTERED;
+	if (active && sa_on_stack_service(t, true))
+		return SA_REASON_SERVICE;
+	if (!active)
+		return sa_listener_says(conf, st);
+	if (!conf->without_observer && sa_process_splices(st->tgid, st->start_time))
+		return SA_REASON_SPLICING;
+	if (conf->blocking)
+		return SA_REASON_NONE;
+	reason = sa_blocking(tp);
+	/* No file: the kernel's own socket. */
+	return reason == SA_READER_UNKNOWN ? SA_REASON_KERNEL_SOCKET : reason;
+}
+
+static __always_inline void sa_publish(struct sa_side *mine, const struct sa_sock *st,
+				       const struct tcp_sock___sa *tp, __u64 sk)
+{
+	mine->sk = sk;
+	mine->netns_cookie = st->netns_cookie;
+	mine->tuple = st->tuple;
+	mine->skipped = st->skipped;
+	mine->tgid = st->tgid;
+	mine->start_time = st->start_time;
+	mine->role = st->role;
+	mine->wscale_ok = BPF_CORE_READ_BITFIELD(tp, rx_opt.wscale_ok);
+	mine->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
+	mine->rcv_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.rcv_wscale);
+	__sync_lock_test_and_set(&mine->ready, st->cookie);
+}
+
+/*
+ * The active socket comes first: it registers and waits. It registers also
+ * when it will not be enrolled, or a second socket with a forged sequence
+ * number could pair with a lone one.
+ */
+static __always_inline __u32 sa_meet_active(struct sa_sock *st, const struct tcp_sock___sa *tp,
+					    __u64 sk)
+{
+	struct sa_conn *conn;
+	__u32 reason;
+	long err;
+
+	err = bpf_map_update_elem(&sa_conns, &st->conn_id, &sa_empty_conn, BPF_NOEXIST);
+	if (err == -7) {
+		st->conn_id = 0;
+		return SA_REASON_MAP_FULL;
+	}
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (!conn) {
+		st->conn_id = 0;
+		return SA_REASON_NO_MEMORY;
+	}
+	reason = sa_claim(conn, st->conn_id, st->side, st->cookie);
+	if (reason) {
+		st->conn_id = 0;
+		return reason;
+	}
+	sa_publish(sa_side(conn, st->side), st, tp, sk);
+	return SA_REASON_NONE;
+}
+
+/* The passive socket finds the active one there, or has a remote peer. */
+static __always_inline __u32 sa_meet_passive(struct sa_sock *st, const struct tcp_sock___sa *tp,
+					     __u64 sk)
+{
+	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	struct sa_side *peer, *mine;
+	__u32 reason;
+
+	if (!conn) {
+		st->conn_id = 0;
+		return SA_REASON_NO_LOCAL_PEER;
+	}
+	reason = sa_claim(conn, st->conn_id, st->side, st->cookie);
+	if (reason) {
+		st->conn_id = 0;
+		return reason;
+	}
+	mine = sa_side(conn, st->side);
+	peer = sa_side(conn, !st->side);
+	/* Compared before it is published: the role is all that matching needs. */
+	mine->role = st->role;
+	mine->netns_cookie = st->netns_cookie;
+	mine->tuple = st->tuple;
+	mine->wscale_ok = BPF_CORE_READ_BITFIELD(tp, rx_opt.wscale_ok);
+	mine->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
+	mine->rcv_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.rcv_wscale);
+	reason = sa_match(conn, mine, peer);
+	if (!reason && peer->skipped)
+		reason = SA_REASON_PEER_NOT_ELIGIBLE;
+	if (!reason && !st->skipped)
+		sa_adopt_peer(st, peer);
+	/* The reason found here is the peer's to see, too. */
+	if (!st->skipped)
+		st->skipped = reason;
+	sa_publish(mine, st, tp, sk);
+	return reason;
+}
+
+static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 role)
+{
+	struct sa_config *conf = sa_conf();
+	struct bpf_sock *sk = ops->sk;
+	const struct tcp_sock___sa *tp;
+	struct sa_sock *st;
+	__u32 *listen_port, reason;
+	__u64 addr;
+
+	if (!conf || !conf->enabled || !sk)
+		return;
+	tp = (const void *)bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	addr = (__u64)tp;
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!st) {
+		sa_add(seen, 1);
+		sa_add_at(skipped, SA_REASON_NO_MEMORY, SA_REASON_COUNT, 1);
+		return;
+	}
+	/* Nested cgroups run the program once for each. */
+	if (st->cookie)
+		return;
+	st->cookie = bpf_get_socket_cookie(ops);
+	st->netns_cookie = bpf_get_netns_cookie(ops);
+	st->role = role;
+	sa_tuple_of(tp, &st->tuple);
+	listen_port = bpf_sk_storage_get(&sa_listening, sk, NULL, 0);
+	if (listen_port)
+		st->tuple.listen_port = *listen_port;
+	st->first_seq = tp->snd_nxt;
+	st->conn_id = sa_conn_id(tp->snd_nxt, tp->rcv_nxt);
+	st->side = tp->snd_nxt < tp->rcv_nxt;
+	sa_add(seen, 1);
+
+	if (tp->snd_nxt == tp->rcv_nxt) {
+		st->conn_id = 0;
+		reason = SA_REASON_SELF_CONNECT;
+	} else {
+		st->skipped = sa_unfit(conf, st, tp);
+		reason = role == SA_ROLE_ACTIVE ? sa_meet_active(st, tp, addr) :
+						  sa_meet_passive(st, tp, addr);
+	}
+	if (!reason)
+		reason = st->skipped;
+	if (!reason) {
+		long err = bpf_sock_hash_update(ops, &sa_sockhash, &st->cookie, BPF_NOEXIST);
+
+		if (err)
+			reason = sa_update_reason(err);
+	}
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
+					       BPF_SOCK_OPS_RTT_CB_FLAG);
+	st->skipped = reason;
+	if (!reason) {
+		st->enrolled = 1;
+		sa_add(enrolled, 1);
+		return;
+	}
+	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
+	if (st->conn_id) {
+		struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+
+		if (conn)
+			sa_side(conn, st->side)->skipped = reason;
+		/* A passive socket that is not enrolled has nothing to wait for. */
+		if (role == SA_ROLE_PASSIVE)
+			sa_leave(st);
+	}
+}
+
+/* connect(2) runs in its caller; ESTABLISHED may run in anybody's softirq. */
+static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct sa_sock *st;
+
+	if (!sk)
+		return;
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (st && !st->cookie)
+		sa_note_process(st, bpf_get_current_pid_tgid() >> 32);
+}
+
+/* A new listener: what was learned at its address is of another program. */
+static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
+{
+	struct sa_listener_key key = {};
+	const struct tcp_sock___sa *tp;
+	struct bpf_sock *sk = ops->sk;
+	struct sa_tuple t = {};
+	__u32 port;
+
+	if (!sk)
+		return;
+	tp = (const void *)bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	sa_tuple_of(tp, &t);
+	port = t.local_port;
+	sa_listener_key_of(&t, bpf_get_netns_cookie(ops), &key);
+	bpf_map_delete_elem(&sa_listeners, &key);
+	bpf_sk_storage_get(&sa_listening, sk, &port, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline void sa_on_close(struct sa_sock *st)
+{
+	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+
+	if (st->enrolled && !(conn && conn->gate == SA_GATE_SHUT))
+		sa_add(closed, 1);
+	sa_leave(st);
+}
+
+#endif

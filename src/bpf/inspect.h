@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Looking at the two sockets of a connection from the sender's program. The
+ * own one is locked by the caller; the peer's is only looked at, believed by
+ * its cookie, and a wrong belief cannot misdeliver: the redirect goes by key.
+ */
+#ifndef SA_INSPECT_H
+#define SA_INSPECT_H
+
+#include "maps.h"
+#include "path.h"
+#include "reader.h"
+
+/* The psock of an enrolled socket, else NULL. */
+static __always_inline struct sk_psock___sa *sa_psock(const struct sock___sa *sk)
+{
+	__u64 data = (__u64)sk->sk_user_data;
+
+	if (!(data & SA_USER_DATA_PSOCK))
+		return NULL;
+	return sa_cast(data & SA_USER_DATA_PTRMASK, sk_psock___sa);
+}
+
+static __always_inline bool sa_queue_empty(const struct sk_psock___sa *psock)
+{
+	const void *head = (const void *)psock + bpf_core_field_offset(psock->ingress_msg);
+
+	return (const void *)psock->ingress_msg.next == head;
+}
+
+/* Messages looked at when only "long or not" matters. */
+#define SA_QUEUE_WALK 64
+
+/* Walks the queue as far as `limit` messages; only where it is worth a walk. */
+static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, __u32 limit,
+					     __u64 *bytes)
+{
+	__u64 head = (__u64)psock + bpf_core_field_offset(psock->ingress_msg);
+	__u64 at = (__u64)psock->ingress_msg.next;
+	__u32 n;
+
+	for (n = 0; n < limit && at && at != head; n++) {
+		const struct sk_msg___sa *m =
+			sa_cast(at - bpf_core_field_offset(struct sk_msg___sa, list), sk_msg___sa);
+
+		*bytes += m->sg.size;
+		at = (__u64)m->list.next;
+	}
+	return n;
+}
+
+/* Does the peer's queue hold at least this much right now? */
+static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st, __u32 messages,
+						__u64 bytes)
+{
+	const struct sock___sa *psk = sa_cast(st->peer_sk, sock___sa);
+	const struct sk_psock___sa *psock = sa_psock(psk);
+	__u64 waiting = 0;
+	__u32 n;
+
+	if (!psock)
+		return 0;
+	n = sa_queue_length(psock, SA_QUEUE_WALK, &waiting);
+	return waiting >= bytes || n >= messages || n == SA_QUEUE_WALK;
+}
+
+/* The map's link and the running call hold one reference each. */
+static __always_inline bool sa_alone(const struct sk_psock___sa *psock)
+{
+	return psock->refcnt.refs.counter == 2;
+}
+
+static __always_inline bool sa_under_pressure(const struct sock___sa *sk)
+{
+	const unsigned long *pressure = sk->__sk_common.skc_prot->memory_pressure;
+
+	return pressure && *(const unsigned long *)bpf_rdonly_cast(
+				   pressure, bpf_core_type_id_kernel(unsigned long));
+}
+
+static __always_inline bool sa_own_can_send(const struct sock___sa *sk)
+{
+	__u8 state = sk->__sk_common.skc_state;
+
+	return (state == SA_TCP_ESTABLISHED || state == SA_TCP_CLOSE_WAIT) &&
+	       !(sk->sk_shutdown & SA_SEND_SHUTDOWN);
+}
+
+static __always_inline bool sa_peer_can_read(const struct sock___sa *sk)
+{
+	__u8 state = sk->__sk_common.skc_state;
+
+	return (state == SA_TCP_ESTABLISHED || state == SA_TCP_CLOSE_WAIT ||
+		state == SA_TCP_FIN_WAIT1 || state == SA_TCP_FIN_WAIT2) &&
+	       !(sk->sk_shutdown & SA_RCV_SHUTDOWN) && sk->sk_socket;
+}
+
+static __always_inline void sa_against(struct sa_view *v, __u32 why)
+{
+	if (!v->why)
+		v->why = why;
+}
+
+static __always_inline void sa_force(struct sa_view *v, __u32 why)
+{
+	v->why = why;
+	v->forced = 1;
+}
+
+/* Fills the view for one message; st->verdict is current. */
+static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock___sa *tp,
+				       const struct sa_config *conf, struct sa_view *v)
+{
+	const struct sock___sa *own = (const void *)tp;
+	const struct tcp_sock___sa *peer = sa_cast(st->peer_sk, tcp_sock___sa);
+	const struct sock___sa *psk = (const void *)peer;
+	const struct sk_psock___sa *psock = sa_psock(own);
+	__u32 quarter;
+
+	v->write_seq = tp->write_seq;
+	v->alone = psock && sa_alone(psock);
+	if (!sa_own_can_send(own))
+		return sa_force(v, SA_WHY_OWN_STATE);
+	if ((__u64)psk->__sk_common.skc_cookie.counter != st->peer_cookie)
+		return sa_force(v, SA_WHY_PEER_STATE);
+	psock = sa_psock(psk);
+	if (!psock)
+		return sa_force(v, SA_WHY_MISSED);
+	if (!sa_peer_can_read(psk))
+		return sa_force(v, SA_WHY_PEER_STATE);
+
+	v->copied_seq = peer->copied_seq;
+	v->queue_empty = sa_queue_empty(psock);
+	quarter = (__u32)psk->sk_rcvbuf / 4;
+	v->budget_bytes = quarter < conf->budget_bytes ? quarter : conf->budget_bytes;
+	if (!conf->enabled)
+		return sa_against(v, SA_WHY_DISABLED);
+	if (st->verdict)
+		return sa_against(v, st->verdict);
+	if (sa_judge(peer, conf) != SA_REASON_NONE || psk->sk_data_ready != own->sk_data_ready)
+		return sa_against(v, SA_WHY_READER);
+	if (v->size > conf->max_message)
+		return sa_against(v, SA_WHY_LARGE);
+	if (sa_under_pressure(psk))
+		return sa_against(v, SA_WHY_PRESSURE);
+}
+
+#endif

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Everything that both sides read: the layout of map keys and values.
+ *
+ * src/maps mirrors each struct; _Static_assert here and `const` assertions
+ * there hold the two together. Bump SA_LAYOUT when any of them changes.
+ *
+ * Ports are in host byte order, addresses in network byte order.
+ */
+#ifndef SA_INTF_H
+#define SA_INTF_H
+
+#include <linux/types.h>
+
+#define SA_LAYOUT 1
+
+#ifndef AF_INET
+#define AF_INET 2
+#define AF_INET6 10
+#endif
+
+/* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). */
+struct sa_addr {
+	__u8 b[16];
+};
+
+/* The two ends of a connection as one of its sockets sees them. */
+struct sa_tuple {
+	struct sa_addr local;
+	struct sa_addr remote;
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 family; /* of the socket: AF_INET, or AF_INET6 also when v4-mapped */
+	__u16 listen_port; /* of the listener a passive socket came from, 0 unknown */
+};
+_Static_assert(sizeof(struct sa_tuple) == 40, "layout");
+
+enum sa_role {
+	SA_ROLE_ACTIVE = 1, /* connect(2): the client */
+	SA_ROLE_PASSIVE = 2, /* accept(2): the server */
+};
+
+/* One socket's part of a connection. Only that socket's programs write it. */
+struct sa_side {
+	__u64 cookie; /* claimed by compare-and-swap, 0 is free */
+	__u64 ready; /* == cookie once everything below is valid */
+	__u64 sk; /* address of the struct sock, believed only with its cookie */
+	__u64 netns_cookie;
+	struct sa_tuple tuple;
+	__u32 skipped; /* enum sa_reason why this socket is not enrolled, or 0 */
+	__u8 role;
+	__u8 snd_wscale;
+	__u8 rcv_wscale;
+	__u8 wscale_ok;
+	__u32 tgid; /* of the process seen using the socket, 0 unknown */
+	__u32 pad;
+	__u64 start_time; /* of that process: ns since boot */
+	__u64 pad2[4];
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct sa_side) == 128, "layout");
+
+enum sa_gate {
+	SA_GATE_USED_0 = 1, /* side 0 has redirected to side 1 at least once */
+	SA_GATE_USED_1 = 2,
+	SA_GATE_SHUT = 4, /* nothing was ever redirected, nothing ever will be */
+};
+
+/* Value of sa_conns: the rendezvous of the two sockets of one connection. */
+struct sa_conn {
+	struct sa_side side[2];
+	__u32 gate; /* enum sa_gate, changed by atomics only */
+	__u32 poisoned; /* two sockets claimed one side: nobody is paired */
+	__u32 left; /* bit per side: will not touch this entry again */
+	__u32 pad[13];
+};
+_Static_assert(sizeof(struct sa_conn) == 320, "layout");
+
+enum sa_path {
+	SA_PATH_STACK = 0,
+	SA_PATH_REDIRECT = 1,
+};
+
+/* Value of sa_socks: what a socket knows of itself, its peer and its sending
+ * direction. Written under the socket's own lock.
+ */
+struct sa_sock {
+	__u64 cookie;
+	__u64 conn_id;
+	__u64 peer_cookie; /* 0 until paired, then immutable */
+	__u64 peer_sk;
+	__u64 netns_cookie;
+	__u64 start_time; /* of the process `tgid`: ns since boot */
+	__u64 redirected_messages;
+	__u64 redirected_bytes;
+	__u64 stack_messages;
+	__u64 stack_bytes;
+	__u32 side;
+	__u32 role; /* enum sa_role */
+	__u32 skipped; /* enum sa_reason */
+	__u32 ejected; /* enum sa_reason */
+	__u32 enrolled;
+	__u32 path; /* enum sa_path */
+	__u32 why; /* enum sa_why of the last message on the stack */
+	__u32 verdict; /* enum sa_why that the tables give, 0 allow */
+	__u32 generation; /* of the tables when the verdict was found */
+	__u32 first_seq; /* own ISN + 1 */
+	__u32 promoted_seq; /* write_seq when the path became redirect */
+	__u32 queued_messages; /* redirected since the peer's queue was seen empty */
+	__u32 queued_bytes;
+	__u32 company; /* two threads were seen sending: never promoted again */
+	__u32 tid; /* last sender */
+	__u32 tgid; /* process that connected or sent last */
+	__u32 gate_open; /* this direction has told sa_conn.gate */
+	__u32 marks; /* enum sa_mark */
+	__u32 promotions;
+	__u32 demotions;
+	__u32 policy_tier; /* tier of the entry that decided, 0 none */
+	__u32 judged; /* reader kind known and eligible */
+	struct sa_tuple tuple;
+};
+_Static_assert(sizeof(struct sa_sock) == 208, "layout");
+
+enum sa_mark {
+	SA_MARK_SPLICING = 1,
+	SA_MARK_REDIRECTED_TO = 2, /* kTLS may not start any more */
+};
+
+/* Key of sa_endpoints, sa_services' address part, the policy's endpoint. */
+struct sa_endpoint {
+	__u32 identity; /* 0: from sa_identities */
+	__u32 host; /* added by `endpoint add --host` */
+};
+
+struct sa_cidr {
+	__u32 prefixlen; /* of the 128 bits of addr */
+	struct sa_addr addr;
+};
+_Static_assert(sizeof(struct sa_cidr) == 20, "layout");
+
+struct sa_service_key {
+	struct sa_addr addr;
+	__u16 port;
+	__u8 proto;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct sa_service_key) == 20, "layout");
+
+struct sa_service {
+	__u32 accelerate;
+	__u32 pad;
+	__u64 connections; /* connections that met this entry */
+};
+
+enum sa_direction {
+	SA_EGRESS = 1,
+	SA_INGRESS = 2,
+};
+
+#define SA_IDENTITY_ANY 0
+#define SA_IDENTITY_HOST 1
+#define SA_IDENTITY_WORLD 2
+
+enum sa_policy_kind {
+	SA_POLICY_RULE = 0,
+	/* The endpoint has rules in this direction: what matches none is denied. */
+	SA_POLICY_DEFAULT_DENY = 1,
+};
+
+struct sa_policy_key {
+	struct sa_addr endpoint;
+	__u32 identity; /* SA_IDENTITY_ANY: every identity */
+	__u16 port; /* 0: every port */
+	__u8 proto; /* 0: every protocol */
+	__u8 direction; /* enum sa_direction */
+	__u8 kind; /* enum sa_policy_kind */
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct sa_policy_key) == 28, "layout");
+
+#define SA_VERDICT_ALLOW 0
+#define SA_VERDICT_DENY (-1)
+/* A verdict above 0 is a proxy port. */
+struct sa_policy {
+	__s32 verdict;
+	__u32 pad;
+	__u64 evaluations; /* how often this entry decided */
+};
+
+enum sa_scope {
+	SA_SCOPE_LOCAL = 0,
+	SA_SCOPE_ENDPOINTS = 1,
+};
+
+enum sa_filter {
+	SA_FILTER_INCLUDE = 1,
+	SA_FILTER_EXCLUDE = 2,
+};
+
+/* The one element of sa_config. User space writes it, except `observed`. */
+struct sa_config {
+	__u32 layout;
+	__u32 enabled;
+	__u32 generation; /* of policy, identities, endpoints, services */
+	__u32 observed; /* raised by programs that saw a reader become unsafe */
+	__u32 scope; /* enum sa_scope */
+	__u32 blocking; /* accelerate blocking readers too */
+	__u32 budget_messages;
+	__u32 budget_bytes;
+	__u32 max_message; /* bytes; larger ones go by the stack */
+	__u32 port_includes; /* sa_ports has includes */
+	__u32 cidr_includes; /* sa_cidrs has includes */
+	__u32 allow; /* bits of the risks the administrator accepted */
+	/* For tests of the rules themselves: 1 turns the rule off. */
+	__u32 without_company_rule;
+	__u32 without_observer;
+	__u32 pad[2];
+};
+_Static_assert(sizeof(struct sa_config) == 64, "layout");
+
+/* What became known of the sockets accepted at one address and port. */
+struct sa_listener_key {
+	struct sa_addr addr;
+	__u64 netns_cookie;
+	__u16 port;
+	__u16 pad[3];
+};
+_Static_assert(sizeof(struct sa_listener_key) == 32, "layout");
+
+struct sa_listener {
+	__u32 blocking; /* the last child judged was a blocking reader */
+	__u32 splicing; /* a child was seen splicing */
+	__u32 tries; /* children skipped since the last one was tried */
+	__u32 pad;
+};
+
+/* A process seen splicing from an enrolled socket. */
+struct sa_splicer {
+	__u64 start_time; /* ns since boot, tells a reused pid apart */
+};
+
+/* One record of sa_iter_dump. */
+struct sa_dump {
+	struct sa_sock sock;
+	__u64 unread_bytes; /* redirected to this socket and not read yet */
+	__u32 unread_messages;
+	__u32 state; /* TCP_ESTABLISHED ... */
+	__u32 inode; /* of the socket, as in /proc/PID/fd */
+	__u32 uid;
+	__u32 nonblock;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_dump) == 240, "layout");
+
+#endif

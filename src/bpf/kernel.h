@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The few fields of kernel structs that the programs read, as CO-RE flavours:
+ * libbpf finds the true offsets when it loads. Nothing of the build machine's
+ * kernel is in the object.
+ */
+#ifndef SA_KERNEL_H
+#define SA_KERNEL_H
+
+#include <linux/types.h>
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct list_head___sa {
+	struct list_head___sa *next;
+};
+
+typedef struct {
+	int counter;
+} atomic_t___sa;
+
+typedef struct {
+	__s64 counter;
+} atomic64_t___sa;
+
+struct refcount_struct___sa {
+	atomic_t___sa refs;
+};
+
+struct sk_msg_sg___sa {
+	__u32 size;
+};
+
+struct sk_msg___sa {
+	struct sk_msg_sg___sa sg;
+	struct list_head___sa list;
+};
+
+struct sk_psock___sa {
+	struct list_head___sa ingress_msg;
+	__u32 msg_tot_len; /* since 929e30f93125 */
+	struct refcount_struct___sa refcnt;
+};
+
+struct inode___sa {
+	unsigned short i_mode;
+	unsigned long i_ino;
+};
+
+struct file___sa {
+	unsigned int f_flags;
+	struct inode___sa *f_inode;
+	void *private_data;
+};
+
+struct socket___sa {
+	struct file___sa *file;
+	struct sock___sa *sk;
+};
+
+struct net___sa {
+	__u64 net_cookie;
+};
+
+struct possible_net_t___sa {
+	struct net___sa *net;
+};
+
+struct proto___sa {
+	unsigned long *memory_pressure;
+};
+
+struct in6_addr___sa {
+	union {
+		__u8 u6_addr8[16];
+		__be32 u6_addr32[4];
+	} in6_u;
+};
+
+struct sock_common___sa {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	struct proto___sa *skc_prot;
+	struct possible_net_t___sa skc_net;
+	struct in6_addr___sa skc_v6_daddr;
+	struct in6_addr___sa skc_v6_rcv_saddr;
+	atomic64_t___sa skc_cookie;
+	unsigned long skc_flags;
+};
+
+struct mem_cgroup___sa {
+	unsigned long socket_pressure;
+};
+
+struct sock___sa {
+	struct sock_common___sa __sk_common;
+	int sk_peek_off;
+	int sk_rcvbuf;
+	void *sk_data_ready;
+	int sk_rcvlowat;
+	struct socket___sa *sk_socket;
+	__u32 sk_tsflags;
+	unsigned long sk_max_pacing_rate;
+	__u16 sk_protocol;
+	__u16 sk_type;
+	__u8 sk_kern_sock : 1;
+	__u8 sk_shutdown;
+	void *sk_user_data;
+	unsigned long sk_ino;
+};
+
+struct inet_sock___sa {
+	struct sock___sa sk;
+};
+
+struct inet_connection_sock___sa {
+	struct inet_sock___sa icsk_inet;
+	void *icsk_ulp_ops;
+};
+
+struct tcp_options_received___sa {
+	__u16 wscale_ok : 1, snd_wscale : 4, rcv_wscale : 4;
+};
+
+struct tcp_sock___sa {
+	struct inet_connection_sock___sa inet_conn;
+	__u32 copied_seq;
+	__u32 write_seq;
+	__u32 rcv_nxt;
+	__u32 snd_nxt;
+	__u8 repair : 1;
+	__u8 recvmsg_inq : 1;
+	__u8 syn_data : 1;
+	__u8 syn_fastopen : 1;
+	bool is_mptcp;
+	struct tcp_options_received___sa rx_opt;
+};
+
+struct fdtable___sa {
+	unsigned int max_fds;
+	struct file___sa **fd;
+};
+
+struct files_struct___sa {
+	struct fdtable___sa *fdt;
+};
+
+struct task_struct___sa {
+	unsigned int flags;
+	__s32 tgid;
+	__u64 start_boottime;
+	struct task_struct___sa *group_leader;
+	struct files_struct___sa *files;
+};
+
+enum sock_flags___sa {
+	SOCK_RCVTSTAMP___sa,
+	SOCK_RCVTSTAMPNS___sa,
+	SOCK_ZEROCOPY___sa,
+	SOCK_TIMESTAMPING_RX_SOFTWARE___sa,
+};
+
+#pragma clang attribute pop
+
+/* include/net/tcp_states.h, include/uapi/linux/bpf.h BPF_TCP_* */
+#define SA_TCP_ESTABLISHED 1
+#define SA_TCP_FIN_WAIT1 4
+#define SA_TCP_FIN_WAIT2 5
+#define SA_TCP_CLOSE 7
+#define SA_TCP_CLOSE_WAIT 8
+
+#define SA_O_NONBLOCK 04000
+#define SA_S_IFMT 0170000
+#define SA_S_IFSOCK 0140000
+#define SA_SEND_SHUTDOWN 2
+#define SA_RCV_SHUTDOWN 1
+/* sk_user_data keeps flags in its low bits; this one says it is a psock. */
+#define SA_USER_DATA_PTRMASK (~7UL)
+#define SA_USER_DATA_PSOCK 4UL
+
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+/*
+ * A foreign kernel object as a typed pointer whose loads are checked by the
+ * exception table: a freed or wrong one reads as garbage or 0, never faults.
+ */
+#define sa_cast(addr, type) \
+	((struct type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(struct type)))
+
+#endif

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The maps. Each comment says who writes the map, and when. */
+#ifndef SA_MAPS_H
+#define SA_MAPS_H
+
+#include "kernel.h"
+#include "intf.h"
+#include "outcome.h"
+
+/*
+ * Enrolled sockets by cookie. sa_sockops adds at ESTABLISHED and deletes at
+ * ejection; the kernel deletes at close. The value is declared as __u64 so
+ * that a look-up from user space gives the cookie.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u64);
+} sa_sockhash SEC(".maps");
+
+/*
+ * The two ends of each connection, by conn_id. sa_sockops adds at ESTABLISHED,
+ * the last side to leave deletes, under its own socket's lock.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct sa_conn);
+} sa_conns SEC(".maps");
+
+/* What a socket knows of itself. Its own programs write it, freed with it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sa_sock);
+} sa_socks SEC(".maps");
+
+/* Port of the listener, cloned by the kernel into every socket accepted from
+ * it. sa_sockops writes it at listen(2).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, __u32);
+} sa_listening SEC(".maps");
+
+/* Local addresses with policy. User space writes (endpoint add|del). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sa_addr);
+	__type(value, struct sa_endpoint);
+} sa_endpoints SEC(".maps");
+
+/* Identity of an address, longest prefix. User space writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sa_cidr);
+	__type(value, __u32);
+} sa_identities SEC(".maps");
+
+/* Destinations that stay on the stack. User space writes; sa_sockops counts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sa_service_key);
+	__type(value, struct sa_service);
+} sa_services SEC(".maps");
+
+/* Verdicts. User space writes; the deciding entry counts its evaluations. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sa_policy_key);
+	__type(value, struct sa_policy);
+} sa_policy SEC(".maps");
+
+/* Switches, tunables and generations. User space writes; `observed` is raised
+ * by programs, with atomics.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sa_config);
+} sa_config SEC(".maps");
+
+/* Ports of the server: enum sa_filter. User space writes at enable. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u8);
+} sa_ports SEC(".maps");
+
+/* Addresses of the server: enum sa_filter. User space writes at enable. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct sa_cidr);
+	__type(value, __u32);
+} sa_cidrs SEC(".maps");
+
+/* What earlier children of a listener turned out to be. sa_sockops writes when
+ * it judges one, sa_skmsg when it sees one splice.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sa_listener_key);
+	__type(value, struct sa_listener);
+} sa_listeners SEC(".maps");
+
+/* Processes seen splicing, by tgid. The splice observer writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct sa_splicer);
+} sa_splicers SEC(".maps");
+
+/* Sockets seen being spliced from, by cookie. The splice observer writes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u32);
+} sa_spliced SEC(".maps");
+
+/* Counters; every program adds to its CPU's copy. */
+struct sa_stats {
+	__u64 seen;
+	__u64 enrolled; /* ever; ejected ones are counted there too */
+	__u64 closed; /* enrolled ones that have closed */
+	__u64 paired; /* sockets */
+	__u64 redirected_messages;
+	__u64 redirected_bytes;
+	__u64 stack_messages;
+	__u64 stack_bytes;
+	__u64 promotions;
+	__u64 refused_options; /* setsockopt(2) calls refused */
+	__u64 hard_cap; /* demotions in company, at the hard cap */
+	__u64 skipped[SA_REASON_COUNT];
+	__u64 ejected[SA_REASON_COUNT];
+	__u64 stack_why[SA_WHY_COUNT];
+	__u64 demoted_why[SA_WHY_COUNT];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sa_stats);
+} sa_stats SEC(".maps");
+
+static __always_inline struct sa_config *sa_conf(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sa_config, &zero);
+}
+
+static __always_inline struct sa_stats *sa_count(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&sa_stats, &zero);
+}
+
+/*
+ * sock_ops programs run in softirq and in process context on the same CPU and
+ * can interrupt one another between load and store: add in one instruction.
+ */
+#define sa_add(field, n)                                         \
+	do {                                                     \
+		struct sa_stats *stats_ = sa_count();            \
+		if (stats_)                                      \
+			__sync_fetch_and_add(&stats_->field, n); \
+	} while (0)
+
+#define sa_add_at(field, index, limit, n)                                       \
+	do {                                                                    \
+		struct sa_stats *stats_ = sa_count();                           \
+		__u32 index_ = (index);                                         \
+		if (stats_ && index_ < (limit))                                 \
+			__sync_fetch_and_add(&stats_->field[index_], n);        \
+	} while (0)
+
+#endif

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The path of one direction: what may be redirected, and when to change over.
+ *
+ * sa_decide() is a function of plain values, so that tables of cases can run
+ * it (tests.bpf.c); sa_skmsg collects the values.
+ */
+#ifndef SA_PATH_H
+#define SA_PATH_H
+
+#include "intf.h"
+#include "outcome.h"
+
+/* What a message finds: its own socket, the peer's, the receiver's queue. */
+struct sa_view {
+	__u32 why; /* enum sa_why: what stands against redirect, 0 nothing */
+	__u32 forced; /* the stack must take it, whatever is in flight */
+	__u32 alone; /* no other send, receive or redirect holds the psock */
+	__u32 write_seq; /* own */
+	__u32 copied_seq; /* of the peer, in own sequence space */
+	__u32 queue_empty; /* the peer's redirect queue */
+	__u32 queue_long; /* ... holds at least a whole budget right now */
+	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
+	__u32 another_thread; /* than the one that sent last */
+	__u32 size; /* bytes */
+	__u32 budget_bytes; /* what the peer's redirect queue may hold */
+};
+
+/* Messages and bytes over which a direction leaves in company as well: see
+ * "Two threads on one socket" in sockaccel(8).
+ */
+#define SA_HARD_CAP 8
+
+static __always_inline bool sa_over(const struct sa_sock *st, const struct sa_view *v,
+				    const struct sa_config *conf, __u32 times)
+{
+	/* Into an empty queue one message goes, however large. */
+	return st->queued_messages >= conf->budget_messages * times ||
+	       (st->queued_bytes &&
+		(__u64)st->queued_bytes + v->size > (__u64)v->budget_bytes * times);
+}
+
+static __always_inline __u32 sa_demote(struct sa_sock *st, __u32 why)
+{
+	st->path = SA_PATH_STACK;
+	st->demotions++;
+	return why;
+}
+
+/*
+ * Stay redirected, or leave? Leaving is safe when nothing is in flight, which
+ * only a lonely sender knows: with company the kernel may be between an
+ * earlier verdict and its queue, having dropped the sender's lock.
+ */
+static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v,
+				     const struct sa_config *conf)
+{
+	__u32 why = v->why;
+
+	if (v->forced)
+		return sa_demote(st, why);
+	/* Bytes went by TCP without us: the kernel fell back. */
+	if (v->write_seq != st->promoted_seq)
+		return sa_demote(st, SA_WHY_BEHIND);
+	if (!v->alone && v->another_thread)
+		st->company = 1;
+	if (!why && st->company && v->alone)
+		why = SA_WHY_COMPANY;
+	if (!why && sa_over(st, v, conf, 1))
+		why = SA_WHY_BUDGET;
+	if (!why)
+		return 0;
+	/* Stuck is better than reordered. */
+	if (v->splicing && !v->queue_empty)
+		return 0;
+	if (v->alone || conf->without_company_rule)
+		return sa_demote(st, why);
+	/*
+	 * Never left alone: a straggler in flight lands behind a whole budget
+	 * of unread messages, so no reader can have passed it.
+	 */
+	if (v->queue_long && sa_over(st, v, conf, SA_HARD_CAP))
+		return sa_demote(st, why);
+	return 0;
+}
+
+static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *v,
+				      const struct sa_config *conf)
+{
+	if (v->why)
+		return v->why;
+	if (!conf->without_company_rule && (st->company || !v->alone))
+		return SA_WHY_COMPANY;
+	if (v->copied_seq == st->first_seq)
+		return SA_WHY_UNREAD;
+	if (v->copied_seq != v->write_seq)
+		return SA_WHY_BEHIND;
+	if (sa_over(st, v, conf, 1))
+		return SA_WHY_BUDGET;
+	st->path = SA_PATH_REDIRECT;
+	st->promoted_seq = v->write_seq;
+	st->promotions++;
+	return 0;
+}
+
+/* 0: redirect the message. Else the path is stack, and why. */
+static __always_inline __u32 sa_decide(struct sa_sock *st, const struct sa_view *v,
+				       const struct sa_config *conf)
+{
+	if (v->queue_empty) {
+		st->queued_messages = 0;
+		st->queued_bytes = 0;
+	}
+	if (st->path == SA_PATH_REDIRECT)
+		return sa_stay(st, v, conf);
+	return sa_enter(st, v, conf);
+}
+
+#endif

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Which sockets read (and send) in a way that redirect can serve? */
+#ifndef SA_READER_H
+#define SA_READER_H
+
+#include "maps.h"
+
+#define SA_READER_UNKNOWN SA_REASON_COUNT /* not accepted yet: no file */
+
+static __always_inline bool sa_sock_flag(const struct sock___sa *sk, __u64 bit)
+{
+	return sk->__sk_common.skc_flags >> (bit & 63) & 1;
+}
+
+/*
+ * Options that redirect would not honour: SA_REASON_NONE, or which.
+ * Each is one load; the values change only by setsockopt(2).
+ */
+static __always_inline __u32 sa_options(const struct tcp_sock___sa *tp)
+{
+	const struct sock___sa *sk = (const void *)tp;
+
+	if (tp->inet_conn.icsk_ulp_ops)
+		return SA_REASON_ULP;
+	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+		return SA_REASON_ULP;
+	if (sk->sk_rcvlowat > 1)
+		return SA_REASON_RCVLOWAT;
+	if (BPF_CORE_READ_BITFIELD(tp, recvmsg_inq))
+		return SA_REASON_TCP_INQ;
+	if (sa_sock_flag(sk, bpf_core_enum_value(enum sock_flags___sa, SOCK_ZEROCOPY___sa)))
+		return SA_REASON_ZEROCOPY;
+	if (sk->sk_peek_off >= 0)
+		return SA_REASON_PEEK_OFF;
+	if (sk->sk_tsflags ||
+	    sa_sock_flag(sk, bpf_core_enum_value(enum sock_flags___sa, SOCK_RCVTSTAMP___sa)))
+		return SA_REASON_TIMESTAMPING;
+	if (sk->sk_max_pacing_rate != ~0UL)
+		return SA_REASON_PACING;
+	if (BPF_CORE_READ_BITFIELD(tp, repair))
+		return SA_REASON_REPAIR;
+	if (BPF_CORE_READ_BITFIELD(sk, sk_kern_sock))
+		return SA_REASON_KERNEL_SOCKET;
+	return SA_REASON_NONE;
+}
+
+/* O_NONBLOCK of the file: SA_REASON_NONE when set, SA_READER_UNKNOWN before
+ * accept(2).
+ */
+static __always_inline __u32 sa_blocking(const struct tcp_sock___sa *tp)
+{
+	const struct sock___sa *sk = (const void *)tp;
+	const struct socket___sa *socket = sk->sk_socket;
+	const struct file___sa *file;
+
+	if (!socket)
+		return SA_READER_UNKNOWN;
+	file = socket->file;
+	if (!file)
+		return SA_READER_UNKNOWN;
+	return file->f_flags & SA_O_NONBLOCK ? SA_REASON_NONE : SA_REASON_BLOCKING_READER;
+}
+
+/* All of it, as far as it is known. */
+static __always_inline __u32 sa_judge(const struct tcp_sock___sa *tp, const struct sa_config *conf)
+{
+	__u32 reason = sa_options(tp);
+
+	if (reason || conf->blocking)
+		return reason;
+	return sa_blocking(tp);
+}
+
+#endif

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The programs of sockaccel: thin entries over one header per idea. */
+#include <linux/in.h>
+#include "kernel.h"
+#include "enrol.h"
+#include "dump.h"
+#include "options.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+SEC("sockops")
+int sa_sockops(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct sa_sock *st;
+
+	switch (ops->op) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		sa_on_established(ops, SA_ROLE_ACTIVE);
+		return 1;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		sa_on_established(ops, SA_ROLE_PASSIVE);
+		return 1;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		sa_on_connect(ops);
+		return 1;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		sa_on_listen(ops);
+		return 1;
+	case BPF_SOCK_OPS_RTT_CB:
+	case BPF_SOCK_OPS_STATE_CB:
+		break;
+	default:
+		return 1;
+	}
+	if (!sk)
+		return 1;
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
+	if (!st || !st->cookie)
+		return 1;
+	if (ops->op == BPF_SOCK_OPS_STATE_CB) {
+		if (ops->args[1] == BPF_TCP_CLOSE)
+			sa_on_close(st);
+	} else {
+		const struct tcp_sock___sa *tp = (const void *)bpf_skc_to_tcp_sock(sk);
+
+		if (tp)
+			sa_on_ack(ops, st, tp);
+	}
+	return 1;
+}
+
+/* The tables may have changed: what do they say now of this direction? */
+static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
+{
+	struct sa_side *me, *peer;
+	struct sa_conn *conn;
+	__u32 tier = 0;
+	bool active;
+
+	if (!st)
+		return;
+	st->generation = generation;
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (!conn) {
+		st->verdict = SA_WHY_UNPAIRED;
+		return;
+	}
+	me = sa_side(conn, st->side);
+	peer = sa_side(conn, !st->side);
+	if (!st->peer_cookie) {
+		__u32 reason = peer->skipped;
+
+		if (!reason)
+			reason = sa_match(conn, me, peer);
+		if (reason) {
+			/* Look again at the next message. */
+			st->verdict = SA_WHY_UNPAIRED;
+			st->generation = generation - 1;
+			return;
+		}
+		sa_adopt_peer(st, peer);
+	}
+	if (me->cookie != st->cookie || peer->cookie != st->peer_cookie) {
+		st->verdict = SA_WHY_PEER_STATE;
+		return;
+	}
+	active = st->role == SA_ROLE_ACTIVE;
+	if (bpf_map_lookup_elem(&sa_spliced, &st->peer_cookie)) {
+		st->marks |= SA_MARK_SPLICING;
+		if (active)
+			sa_listener_learn(&peer->tuple, peer->netns_cookie, false, true);
+	} else if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time)) {
+		st->marks |= SA_MARK_SPLICING;
+	}
+	if (st->marks & SA_MARK_SPLICING) {
+		st->verdict = SA_WHY_SPLICING;
+		return;
+	}
+	st->verdict = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
+				    active ? &peer->tuple : &st->tuple, &tier);
+	st->policy_tier = tier;
+}
+
+/* Another process sends now (fork, SCM_RIGHTS): the peer must know, in case it
+ * is one that splices.
+ */
+static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
+{
+	struct sa_config *conf = sa_conf();
+	struct sa_conn *conn;
+	struct sa_side *me;
+	__u32 before;
+
+	if (!st || !conf)
+		return;
+	before = st->tgid;
+	sa_note_process(st, tgid);
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (!conn)
+		return;
+	me = sa_side(conn, st->side);
+	if (me->cookie != st->cookie)
+		return;
+	me->start_time = st->start_time;
+	me->tgid = tgid;
+	if (before || sa_process_splices(tgid, st->start_time))
+		__sync_fetch_and_add(&conf->observed, 1);
+}
+
+/* First redirect of a direction: from here on nobody may eject the pair. */
+static __noinline bool sa_open_gate(struct sa_sock *st)
+{
+	struct sa_conn *conn;
+
+	if (!st)
+		return false;
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
+		return false;
+	return !(__sync_fetch_and_or(&conn->gate, st->side ? SA_GATE_USED_1 : SA_GATE_USED_0) &
+		 SA_GATE_SHUT);
+}
+
+static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v, __u32 why)
+{
+	struct sa_stats *stats = sa_count();
+
+	st->why = why;
+	st->stack_messages++;
+	st->stack_bytes += v->size;
+	if (!stats)
+		return;
+	__sync_fetch_and_add(&stats->stack_messages, 1);
+	__sync_fetch_and_add(&stats->stack_bytes, v->size);
+	if (why < SA_WHY_COUNT)
+		__sync_fetch_and_add(&stats->stack_why[why], 1);
+}
+
+SEC("sk_msg")
+int sa_skmsg(struct sk_msg_md *msg)
+{
+	struct sa_view v = { .size = msg->size };
+	const struct sa_config *conf = sa_conf();
+	const struct tcp_sock___sa *tp;
+	struct sa_stats *stats;
+	__u32 generation, path, why;
+	__u64 pid_tgid;
+	struct bpf_sock *sk = msg->sk;
+	struct sa_sock *st;
+
+	if (!conf || !sk)
+		return SK_PASS;
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
+	tp = (const void *)bpf_skc_to_tcp_sock(sk);
+	if (!st || !tp)
+		return SK_PASS;
+
+	pid_tgid = bpf_get_current_pid_tgid();
+	v.another_thread = st->tid && st->tid != (__u32)pid_tgid;
+	st->tid = pid_tgid;
+	if (st->tgid != pid_tgid >> 32)
+		sa_new_process(st, pid_tgid >> 32);
+	generation = conf->generation + conf->observed + 1;
+	if (st->generation != generation)
+		sa_evaluate(st, generation);
+	if (!st->peer_cookie) {
+		sa_stack(st, &v, SA_WHY_UNPAIRED);
+		return SK_PASS;
+	}
+
+	sa_inspect(st, tp, conf, &v);
+	v.splicing = st->marks & SA_MARK_SPLICING;
+	path = st->path;
+	if (path == SA_PATH_REDIRECT && !v.alone && !v.queue_empty &&
+	    sa_over(st, &v, conf, SA_HARD_CAP))
+		v.queue_long = sa_peer_queue_long(st, conf->budget_messages, v.budget_bytes);
+	why = sa_decide(st, &v, conf);
+	if (!why && !st->gate_open) {
+		if (sa_open_gate(st)) {
+			st->gate_open = 1;
+		} else {
+			st->path = SA_PATH_STACK;
+			why = SA_WHY_READER;
+		}
+	}
+
+	stats = sa_count();
+	if (why) {
+		if (path == SA_PATH_REDIRECT && stats && why < SA_WHY_COUNT) {
+			__sync_fetch_and_add(&stats->demoted_why[why], 1);
+			if (!v.alone && !v.forced)
+				__sync_fetch_and_add(&stats->hard_cap, 1);
+		}
+		sa_stack(st, &v, why);
+		return SK_PASS;
+	}
+	if (bpf_msg_redirect_hash(msg, &sa_sockhash, &st->peer_cookie, BPF_F_INGRESS) != SK_PASS) {
+		st->path = SA_PATH_STACK;
+		st->demotions++;
+		sa_stack(st, &v, SA_WHY_MISSED);
+		return SK_PASS;
+	}
+	st->queued_messages++;
+	st->queued_bytes += v.size;
+	st->redirected_messages++;
+	st->redirected_bytes += v.size;
+	if (stats) {
+		__sync_fetch_and_add(&stats->redirected_messages, 1);
+		__sync_fetch_and_add(&stats->redirected_bytes, v.size);
+		if (path != SA_PATH_REDIRECT)
+			__sync_fetch_and_add(&stats->promotions, 1);
+	}
+	return SK_PASS;
+}
+
+/* struct trace_event_raw_sys_enter: an 8 byte header, the number, the arguments. */
+struct sa_sys_enter {
+	__u64 header;
+	__s64 id;
+	__u64 args[6];
+};
+
+SEC("tracepoint/syscalls/sys_enter_splice")
+int sa_splice(struct sa_sys_enter *ctx)
+{
+	sa_saw_splice(ctx->args[0]);
+	return 0;
+}
+
+/*
+ * Options that redirect cannot honour, asked for on a socket that is already
+ * enrolled. It runs before the kernel acts, and refuses the two that could not
+ * be undone: as sockets that lack them do.
+ */
+SEC("cgroup/setsockopt")
+int sa_setsockopt(struct bpf_sockopt *ctx)
+{
+	__s32 refusal = sa_refusal(ctx->level, ctx->optname);
+	struct bpf_sock *sk = ctx->sk;
+	struct sa_sock *st;
+
+	/* More than a page: let the kernel have the caller's own buffer. */
+	if (ctx->optlen > 4096)
+		ctx->optlen = 0;
+	if (!refusal || !sk)
+		return 1;
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
+	if (!st || !st->enrolled || !sa_still_enrolled(sk))
+		return 1;
+	sa_add(refused_options, 1);
+	bpf_set_retval(refusal);
+	return 0;
+}
+
+SEC("iter/sockmap")
+int sa_iter_dump(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_dump_one(ctx);
+	return 0;
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Readers that splice(2): the kernel shows them only what came by TCP, so a
+ * redirected message would never reach them.
+ */
+#ifndef SA_SPLICE_H
+#define SA_SPLICE_H
+
+#include "maps.h"
+
+static __always_inline bool sa_process_splices(__u32 tgid, __u64 start_time)
+{
+	const struct sa_splicer *known = bpf_map_lookup_elem(&sa_splicers, &tgid);
+
+	return known && known->start_time == start_time;
+}
+
+/* Notes which process uses the socket: the one that runs now. */
+static __always_inline void sa_note_process(struct sa_sock *st, __u32 tgid)
+{
+	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
+
+	st->tgid = tgid;
+	st->start_time = task->group_leader->start_boottime;
+}
+
+/* The socket behind a descriptor of the current process, if it is enrolled. */
+static __always_inline const struct sock___sa *sa_spliced_socket(const struct task_struct___sa *task,
+								 __u32 fd)
+{
+	const struct fdtable___sa *fdt = BPF_CORE_READ(task, files, fdt);
+	const struct file___sa *file = NULL;
+	const struct socket___sa *socket;
+	const struct sock___sa *sk;
+	struct file___sa **slots;
+
+	if (!fdt || fd >= BPF_CORE_READ(fdt, max_fds))
+		return NULL;
+	slots = BPF_CORE_READ(fdt, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), slots + fd) || !file)
+		return NULL;
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & SA_S_IFMT) != SA_S_IFSOCK)
+		return NULL;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return NULL;
+	return (__u64)BPF_CORE_READ(sk, sk_user_data) & SA_USER_DATA_PSOCK ? sk : NULL;
+}
+
+/* Marks the socket and its process, and makes every direction look again. */
+static __always_inline void sa_saw_splice(__u32 fd)
+{
+	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
+	struct sa_splicer splicer = {
+		.start_time = BPF_CORE_READ(task, group_leader, start_boottime),
+	};
+	const struct sock___sa *sk = sa_spliced_socket(task, fd);
+	struct sa_config *conf = sa_conf();
+	__u32 tgid = BPF_CORE_READ(task, tgid), one = 1;
+	__u64 cookie;
+
+	if (!sk || !conf || conf->without_observer)
+		return;
+	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (bpf_map_lookup_elem(&sa_spliced, &cookie))
+		return;
+	bpf_map_update_elem(&sa_spliced, &cookie, &one, BPF_ANY);
+	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
+	__sync_fetch_and_add(&conf->observed, 1);
+}
+
+#endif

@@ -1,0 +1,8 @@
+//! `sockaccel` makes TCP between two processes of one Linux machine skip the
+//! TCP/IP stack, and knows when not to.
+//!
+//! The command line is in [`cli`]; what it does to the kernel goes through
+//! [`state`] (pins, lock, attachment), [`maps`] (typed access to each map) and
+//! [`sys`] (every `unsafe`).
+
+pub mod outcome;

@@ -1,0 +1,164 @@
+//! What can become of a connection and of a message: the two closed enums.
+//!
+//! This table is their only source: `build.rs` writes the C header of the
+//! programs from it, the counters of `stats` are named by it, and `status`
+//! takes its sentences from it.
+
+/// One value of a closed enum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Name in JSON, in tables and, in upper case, in C.
+    pub name: &'static str,
+    /// What happened, as the end of "... connections are not accelerated: ".
+    pub text: &'static str,
+    /// The option or action that would change it; empty when nothing does.
+    pub remedy: &'static str,
+}
+
+const fn outcome(name: &'static str, text: &'static str, remedy: &'static str) -> Outcome {
+    Outcome { name, text, remedy }
+}
+
+/// Why a socket was skipped or ejected. The index is the value in the maps;
+/// 0 means enrolled.
+pub const REASONS: &[Outcome] = &[
+    outcome("none", "enrolled", ""),
+    outcome(
+        "no_local_peer",
+        "the peer is not a socket of an enabled cgroup on this machine",
+        "enable the peer's cgroup too (sockaccel enable --cgroup PATH)",
+    ),
+    outcome(
+        "blocking_reader",
+        "the program reads from a blocking socket",
+        "sockaccel enable --blocking-readers accelerate (see BLOCKING READERS in sockaccel(8))",
+    ),
+    outcome(
+        "splicing",
+        "the receiving program moves data with splice(2)",
+        "",
+    ),
+    outcome(
+        "filtered",
+        "a port or CIDR filter of this instance excludes it",
+        "change --port, --exclude-port, --cidr or --exclude-cidr",
+    ),
+    outcome(
+        "service",
+        "its destination is a service that stays on the stack",
+        "sockaccel service add VIP:PORT --accelerate",
+    ),
+    outcome(
+        "fast_open",
+        "it was opened with TCP Fast Open",
+        "turn TCP Fast Open off in the program",
+    ),
+    outcome("repair", "the socket is in TCP_REPAIR mode", ""),
+    outcome(
+        "ambiguous",
+        "two sockets claim to be the same end of it, so neither is trusted",
+        "",
+    ),
+    outcome("self_connect", "the socket is connected to itself", ""),
+    outcome(
+        "mismatch",
+        "the two sockets disagree about the connection they should share",
+        "",
+    ),
+    outcome(
+        "ulp",
+        "an upper layer protocol (kTLS, MPTCP) owns the socket",
+        "",
+    ),
+    outcome("rcvlowat", "the program set SO_RCVLOWAT", ""),
+    outcome("tcp_inq", "the program set TCP_INQ", ""),
+    outcome("zerocopy", "the program set SO_ZEROCOPY", ""),
+    outcome("peek_off", "the program set SO_PEEK_OFF", ""),
+    outcome(
+        "timestamping",
+        "the program asked for packet timestamps",
+        "",
+    ),
+    outcome("pacing", "the program set SO_MAX_PACING_RATE", ""),
+    outcome(
+        "kernel_socket",
+        "the socket is used by the kernel itself",
+        "",
+    ),
+    outcome(
+        "busy",
+        "the socket is in another instance's or another tool's sockmap",
+        "see `sockaccel status` for instances, `bpftool map` for other tools",
+    ),
+    outcome(
+        "map_full",
+        "the table of sockets was full",
+        "sockaccel disable, then enable with a larger --max-sockets",
+    ),
+    outcome("no_memory", "the kernel had no memory for the entry", ""),
+    outcome("unsupported", "the kernel refused the socket", ""),
+    outcome(
+        "peer_not_eligible",
+        "the socket at its other end cannot be accelerated",
+        "see the reason counted for the other end",
+    ),
+];
+
+/// Why a message went by the stack. The index is the value in the maps; 0
+/// means redirected.
+pub const WHYS: &[Outcome] = &[
+    outcome("redirected", "redirected", ""),
+    outcome("disabled", "the instance is disabled", "sockaccel enable"),
+    outcome("unpaired", "the peer is not known yet", ""),
+    outcome("denied", "policy denies it", "sockaccel policy list"),
+    outcome(
+        "proxy",
+        "policy sends it through a proxy, and the peer is not that proxy",
+        "sockaccel policy list",
+    ),
+    outcome(
+        "not_endpoint",
+        "its destination is not an endpoint (scope endpoints)",
+        "sockaccel endpoint add ADDR",
+    ),
+    outcome(
+        "service",
+        "its destination is a service that stays on the stack",
+        "sockaccel service add VIP:PORT --accelerate",
+    ),
+    outcome(
+        "unread",
+        "the receiver has not read from the connection yet",
+        "",
+    ),
+    outcome(
+        "behind",
+        "the receiver has not read yet what the stack carries",
+        "",
+    ),
+    outcome("budget", "the receiver's redirect queue was full", ""),
+    outcome(
+        "large",
+        "the message is larger than one redirect carries",
+        "",
+    ),
+    outcome("company", "several threads send on the socket at once", ""),
+    outcome("own_state", "the sender has shut the connection down", ""),
+    outcome(
+        "peer_state",
+        "the receiver has closed or shut down reading",
+        "",
+    ),
+    outcome(
+        "reader",
+        "the receiver reads in a way that redirect cannot serve",
+        "",
+    ),
+    outcome(
+        "splicing",
+        "the receiving program moves data with splice(2)",
+        "",
+    ),
+    outcome("pressure", "the kernel is short of socket memory", ""),
+    outcome("missed", "the receiver left the table meanwhile", ""),
+];
