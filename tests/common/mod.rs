@@ -15,6 +15,7 @@ pub mod pair;
 pub mod pattern;
 pub mod rng;
 pub mod stream;
+pub mod traffic;
 pub mod warm;
 
 /// No skips: a run that could not test anything must not look like a success.
