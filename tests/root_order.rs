@@ -13,6 +13,7 @@ use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
+use common::pattern::Pattern;
 use common::rng::Rng;
 use common::stream::recv_all;
 use common::stream::send_all;
@@ -41,16 +42,14 @@ fn one_connection(name: &str, mut rng: Rng, deadline: Deadline) {
         nodelay: rng.one_in(2),
         ..options
     };
-    let to_server = Direction::new(
-        format!("{name} to server"),
-        rng.next(),
-        Plan::random(&mut rng),
-    );
-    let to_client = Direction::new(
-        format!("{name} to client"),
-        rng.next(),
-        Plan::random(&mut rng),
-    );
+    let tiny = options.send_buffer.is_some() || options.receive_buffer.is_some();
+    let limit = if tiny { 128 << 10 } else { u64::MAX };
+    let mut direction = |towards: &str| {
+        let plan = Plan::random(&mut rng).at_most(limit);
+        Direction::new(format!("{name} to {towards}"), rng.next(), plan)
+    };
+    let to_server = direction("server");
+    let to_client = direction("client");
     let client_run = if rng.one_in(2) {
         run_end
     } else {
@@ -154,18 +153,31 @@ fn request_and_response(pair: &Pair, rng: &mut Rng, requests: u32) -> u64 {
     let sizes: Vec<(usize, usize)> = (0..requests)
         .map(|_| (rng.size(LARGEST), rng.size(LARGEST)))
         .collect();
+    let (request, response) = (Pattern::new(rng.next()), Pattern::new(rng.next()));
+    let put = |stream, pattern: Pattern, at: &mut u64, size: usize| {
+        let mut bytes = vec![0; size];
+        pattern.fill(*at, &mut bytes);
+        *at += size as u64;
+        send_all(stream, &bytes, deadline);
+    };
+    let take = |stream, pattern: Pattern, at: &mut u64, size: usize| {
+        let mut bytes = vec![0; size];
+        recv_all(stream, &mut bytes, deadline);
+        pattern.check(*at, &bytes, "request and response");
+        *at += size as u64;
+    };
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut buffer = vec![0; LARGEST];
-            for &(request, response) in &sizes {
-                recv_all(&pair.server, &mut buffer[..request], deadline);
-                send_all(&pair.server, &buffer[..response], deadline);
+            let (mut got, mut sent) = (0, 0);
+            for &(asked, answered) in &sizes {
+                take(&pair.server, request, &mut got, asked);
+                put(&pair.server, response, &mut sent, answered);
             }
         });
-        let mut buffer = vec![0; LARGEST];
-        for &(request, response) in &sizes {
-            send_all(&pair.client, &buffer[..request], deadline);
-            recv_all(&pair.client, &mut buffer[..response], deadline);
+        let (mut got, mut sent) = (0, 0);
+        for &(asked, answered) in &sizes {
+            put(&pair.client, request, &mut sent, asked);
+            take(&pair.client, response, &mut got, answered);
         }
     });
     sizes.iter().map(|&(a, b)| (a + b) as u64).sum()

@@ -20,15 +20,16 @@ impl Pattern {
 
     /// The bytes from `offset` on.
     pub fn fill(self, offset: u64, buffer: &mut [u8]) {
-        let mut at = offset;
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            let skip = usize::try_from(at % 8).expect("below 8");
-            let n = rest.len().min(8 - skip);
-            let (head, tail) = rest.split_at_mut(n);
-            head.copy_from_slice(&self.word(at / 8)[skip..skip + n]);
-            at += n as u64;
-            rest = tail;
+        let skip = usize::try_from(offset % 8).expect("below 8");
+        let mut index = offset / 8;
+        let (head, body) = buffer.split_at_mut(((8 - skip) % 8).min(buffer.len()));
+        if !head.is_empty() {
+            head.copy_from_slice(&self.word(index)[skip..skip + head.len()]);
+            index += 1;
+        }
+        for chunk in body.chunks_mut(8) {
+            chunk.copy_from_slice(&self.word(index)[..chunk.len()]);
+            index += 1;
         }
     }
 
@@ -37,9 +38,10 @@ impl Pattern {
     pub fn check(self, offset: u64, got: &[u8], what: &str) {
         let mut want = vec![0; got.len()];
         self.fill(offset, &mut want);
-        let Some(bad) = (0..got.len()).find(|&i| got[i] != want[i]) else {
+        if want == got {
             return;
-        };
+        }
+        let bad = (0..got.len()).find(|&i| got[i] != want[i]).unwrap_or(0);
         let bad_at = offset + bad as u64;
         let found = &got[bad..got.len().min(bad + 16)];
         panic!(
