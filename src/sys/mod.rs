@@ -1,0 +1,3 @@
+//! Every `unsafe` of the crate, one file per kernel interface.
+
+pub mod bpf;
