@@ -1,0 +1,3 @@
+//! Every `unsafe` of the program, behind safe functions.
+
+pub mod probe;
