@@ -71,7 +71,7 @@ fn a_new_instance_after_disable_accelerates_new_connections() {
     drop(joined);
 }
 
-/// connect(AF_UNSPEC) and connect again: neither unread redirected bytes of the
+/// `connect(AF_UNSPEC)` and connect again: neither unread redirected bytes of the
 /// old connection nor new ones of its old peer may show up in the new one.
 #[test]
 fn a_socket_connected_twice_is_never_mistaken_for_its_old_self() {
