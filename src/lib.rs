@@ -5,4 +5,6 @@
 //! [`state`] (pins, lock, attachment), [`maps`] (typed access to each map) and
 //! [`sys`] (every `unsafe`).
 
+pub mod bench;
 pub mod outcome;
+pub mod sys;
