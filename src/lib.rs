@@ -6,5 +6,11 @@
 //! [`sys`] (every `unsafe`).
 
 pub mod bench;
+pub mod cli;
+pub mod doctor;
+pub mod error;
+pub mod maps;
 pub mod outcome;
+pub mod output;
+pub mod state;
 pub mod sys;

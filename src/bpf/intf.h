@@ -196,12 +196,12 @@ enum sa_filter {
 	SA_FILTER_EXCLUDE = 2,
 };
 
-/* The one element of sa_config. User space writes it, except `observed`. */
+/* The one element of sa_config. User space writes it. */
 struct sa_config {
 	__u32 layout;
 	__u32 enabled;
 	__u32 generation; /* of policy, identities, endpoints, services */
-	__u32 observed; /* raised by programs that saw a reader become unsafe */
+	__u32 reserved;
 	__u32 scope; /* enum sa_scope */
 	__u32 blocking; /* accelerate blocking readers too */
 	__u32 budget_messages;

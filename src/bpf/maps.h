@@ -85,9 +85,7 @@ struct {
 	__type(value, struct sa_policy);
 } sa_policy SEC(".maps");
 
-/* Switches, tunables and generations. User space writes; `observed` is raised
- * by programs, with atomics.
- */
+/* Switches, tunables and the generation of the tables. User space writes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -163,6 +161,12 @@ struct {
 	__type(key, __u32);
 	__type(value, struct sa_stats);
 } sa_stats SEC(".maps");
+
+/*
+ * The second half of the generation: raised by programs that saw a reader
+ * become unsafe. Not in sa_config, which user space writes as a whole.
+ */
+__u32 sa_observed;
 
 static __always_inline struct sa_config *sa_conf(void)
 {

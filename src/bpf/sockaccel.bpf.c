@@ -107,12 +107,11 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
  */
 static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 {
-	struct sa_config *conf = sa_conf();
 	struct sa_conn *conn;
 	struct sa_side *me;
 	__u32 before;
 
-	if (!st || !conf)
+	if (!st)
 		return;
 	before = st->tgid;
 	sa_note_process(st, tgid);
@@ -125,7 +124,7 @@ static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 	me->start_time = st->start_time;
 	me->tgid = tgid;
 	if (before || sa_process_splices(tgid, st->start_time))
-		__sync_fetch_and_add(&conf->observed, 1);
+		__sync_fetch_and_add(&sa_observed, 1);
 }
 
 /* First redirect of a direction: from here on nobody may eject the pair. */
@@ -181,7 +180,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->tid = pid_tgid;
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
-	generation = conf->generation + conf->observed + 1;
+	generation = conf->generation + sa_observed + 1;
 	if (st->generation != generation)
 		sa_evaluate(st, generation);
 	if (!st->peer_cookie) {

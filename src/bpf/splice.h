@@ -67,7 +67,7 @@ static __always_inline void sa_saw_splice(__u32 fd)
 		return;
 	bpf_map_update_elem(&sa_spliced, &cookie, &one, BPF_ANY);
 	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
-	__sync_fetch_and_add(&conf->observed, 1);
+	__sync_fetch_and_add(&sa_observed, 1);
 }
 
 #endif

@@ -1,5 +1,6 @@
-//! Everything that needs `unsafe`.
+//! Every `unsafe` of the crate, one file per kernel interface.
 
+pub mod bpf;
 pub mod bpf_stats;
 pub mod tcp;
 pub mod textbook;
