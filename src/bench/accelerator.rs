@@ -4,19 +4,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
-use std::os::fd::AsRawFd as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::Output;
-use std::process::Stdio;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
-use libbpf_rs::Link;
-use libbpf_rs::MapHandle;
 use libbpf_rs::query::ProgInfoIter;
-use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::skel::SkelBuilder as _;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder as _};
+use libbpf_rs::{Link, MapHandle};
 use serde_json::Value;
 
 use super::Error;

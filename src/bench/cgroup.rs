@@ -1,12 +1,12 @@
 //! Cgroups of the benchmark's own.
 
 use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
 use super::Error;
+use crate::state::cgroup::mounts;
 
 /// A cgroup that is removed in the end.
 #[derive(Debug)]
@@ -14,9 +14,9 @@ pub struct Cgroup(PathBuf);
 
 impl Cgroup {
     pub fn create(name: &str) -> Result<Self, Error> {
-        let mounts = fs::read_to_string("/proc/mounts")
-            .map_err(|err| Error::io("reading /proc/mounts", err))?;
-        let path = mount(&mounts)
+        let path = mounts()
+            .into_iter()
+            .next()
             .ok_or(Error::NoCgroup2)?
             .join(format!("sockaccel-bench-{}-{name}", std::process::id()));
         fs::create_dir(&path)
@@ -39,38 +39,5 @@ impl Drop for Cgroup {
             sleep(Duration::from_millis(20));
         }
         eprintln!("sockaccel: bench: could not remove {}", self.0.display());
-    }
-}
-
-/// Where cgroup2 is mounted, with the octal escapes of /proc/mounts undone.
-fn mount(mounts: &str) -> Option<PathBuf> {
-    let line = mounts
-        .lines()
-        .find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
-    Some(line.split(' ').nth(1)?.replace("\\040", " ").into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mount;
-    use std::path::PathBuf;
-
-    #[test]
-    fn finds_the_mount() {
-        for (mounts, found) in [
-            (
-                "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
-                Some("/sys/fs/cgroup"),
-            ),
-            (
-                "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n\
-                 none /sys/fs/cgroup/unified cgroup2 rw 0 0\n",
-                Some("/sys/fs/cgroup/unified"),
-            ),
-            ("none /a\\040b cgroup2 rw 0 0\n", Some("/a b")),
-            ("cgroup2 /proc proc rw 0 0\n", None),
-        ] {
-            assert_eq!(mount(mounts), found.map(PathBuf::from), "{mounts}");
-        }
     }
 }

@@ -10,33 +10,23 @@ mod report;
 mod stats;
 mod watch;
 
-use std::env;
-use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use std::{env, io};
 
-use clap::Args;
-use clap::ValueEnum;
-use nix::sched::CpuSet;
-use nix::sched::sched_getaffinity;
+use clap::{Args, ValueEnum};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use accelerator::Runs;
-use accelerator::Sockaccel;
-use accelerator::Textbook;
+use accelerator::{Runs, Sockaccel, Textbook};
 use cgroup::Cgroup;
 use peer::Exchange;
-use watch::Peer;
-use watch::Watch;
+use watch::{Peer, Watch};
 
-pub use peer::PeerOptions;
-pub use peer::Transport;
-pub use peer::Wait;
-pub use peer::run as run_peer;
+pub use peer::{PeerOptions, Transport, Wait, run as run_peer};
 pub use report::Report;
 
 use crate::sys::bpf_stats::RunTimeStats;
@@ -70,9 +60,9 @@ pub struct Options {
     /// Both programs on one CPU, or on one each
     #[arg(long, value_enum, default_value_t = Cpu::Same)]
     pub cpu: Cpu,
-    /// How the programs wait [default: epoll]
-    #[arg(long, value_enum)]
-    pub wait: Option<Wait>,
+    /// How the programs wait for a message
+    #[arg(long, value_enum, default_value_t = Wait::Epoll)]
+    pub wait: Wait,
     /// Also connections to, and from, a peer outside the enabled cgroup
     #[arg(long)]
     pub remote: bool,
@@ -160,7 +150,7 @@ pub enum Error {
     #[error("no cgroup2 file system is mounted")]
     NoCgroup2,
     /// Spinning on a shared CPU would measure the scheduler.
-    #[error("--wait spin needs --cpu cross")]
+    #[error("--wait spin and --wait read need --cpu cross")]
     SpinOnOneCpu,
     /// `--cpu cross` on one CPU.
     #[error("--cpu cross needs two CPUs, and this process may use only one")]
@@ -182,6 +172,19 @@ pub enum Error {
     /// SIGINT, SIGTERM or SIGHUP.
     #[error("interrupted by {0}")]
     Interrupted(Signal),
+}
+
+impl From<Error> for crate::error::Error {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::SpinOnOneCpu | Error::Size => Self::Usage(text),
+            Error::Io(_, source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Self::Privileges(text)
+            }
+            _ => Self::Failed(text),
+        }
+    }
 }
 
 impl Error {
@@ -226,8 +229,7 @@ pub struct Sample {
 }
 
 fn measure(options: &Options) -> Result<Report, Error> {
-    let wait = options.wait.unwrap_or(Wait::Epoll);
-    if wait == Wait::Spin && options.cpu == Cpu::Same {
+    if options.wait != Wait::Epoll && options.cpu == Cpu::Same {
         return Err(Error::SpinOnOneCpu);
     }
     if options
@@ -238,8 +240,8 @@ fn measure(options: &Options) -> Result<Report, Error> {
         return Err(Error::Size);
     }
     let modes = modes(options);
-    let bench = Bench::set_up(options, wait, &modes)?;
-    let mut report = Report::new(options, wait, &modes);
+    let bench = Bench::set_up(options, &modes)?;
+    let mut report = Report::new(options, &modes);
     for &size in &options.size {
         for _ in 0..options.rounds {
             for &mode in &modes {
@@ -274,7 +276,6 @@ fn modes(options: &Options) -> Vec<Mode> {
 /// programs leave a cgroup before it goes.
 struct Bench<'a> {
     options: &'a Options,
-    wait: Wait,
     cpus: (usize, usize),
     sockaccel: Option<Sockaccel>,
     _textbook: Option<Textbook>,
@@ -286,7 +287,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn set_up(options: &'a Options, wait: Wait, modes: &[Mode]) -> Result<Self, Error> {
+    fn set_up(options: &'a Options, modes: &[Mode]) -> Result<Self, Error> {
         let watch = Watch::new()?;
         let cpus = cpus(options.cpu)?;
         let plain = Cgroup::create("plain")?;
@@ -311,7 +312,6 @@ impl<'a> Bench<'a> {
             .transpose()?;
         Ok(Self {
             options,
-            wait,
             cpus,
             sockaccel,
             _textbook: textbook,
@@ -385,10 +385,6 @@ impl<'a> Bench<'a> {
 
     fn peer(&self, cgroup: &Cgroup, cpu: usize, size: usize, role: &[&str]) -> Result<Peer, Error> {
         let binary = env::current_exe().map_err(|err| Error::io("finding this program", err))?;
-        let wait = match self.wait {
-            Wait::Epoll => "epoll",
-            Wait::Spin => "spin",
-        };
         Peer::start(
             Command::new(binary)
                 .arg(PEER_COMMAND)
@@ -396,7 +392,7 @@ impl<'a> Bench<'a> {
                 .arg(cgroup.path())
                 .args(["--cpu", &cpu.to_string()])
                 .args(["--size", &size.to_string()])
-                .args(["--wait", wait])
+                .args(["--wait", self.options.wait.name()])
                 .args(role),
         )
     }

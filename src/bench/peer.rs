@@ -1,52 +1,25 @@
 //! The two programs that talk: child processes, one socket each.
 
-use std::fs;
 use std::fs::File;
-use std::io;
-use std::io::ErrorKind;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::process;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use std::{fs, io, process};
 
-use clap::Args;
-use clap::ValueEnum;
-use nix::poll::PollFd;
-use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
-use nix::sched::CpuSet;
-use nix::sched::sched_setaffinity;
-use nix::sys::epoll::Epoll;
-use nix::sys::epoll::EpollCreateFlags;
-use nix::sys::epoll::EpollEvent;
-use nix::sys::epoll::EpollFlags;
-use nix::sys::epoll::EpollTimeout;
+use clap::{Args, ValueEnum};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::sys::socket::AddressFamily;
-use nix::sys::socket::Backlog;
-use nix::sys::socket::SockFlag;
-use nix::sys::socket::SockType;
-use nix::sys::socket::SockaddrIn;
-use nix::sys::socket::UnixAddr;
-use nix::sys::socket::bind;
-use nix::sys::socket::connect;
-use nix::sys::socket::getsockname;
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::listen;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::socket;
-use nix::sys::socket::sockopt;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, UnixAddr, bind, connect, getsockname,
+    getsockopt, listen, setsockopt, socket, sockopt,
+};
 use nix::unistd::Pid;
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
@@ -94,8 +67,21 @@ pub enum Transport {
 pub enum Wait {
     /// Sleep in epoll, as event loops do
     Epoll,
-    /// Read again and again; needs a CPU of its own
+    /// Ask epoll again and again; needs a CPU of its own
     Spin,
+    /// Read again and again; the same
+    Read,
+}
+
+impl Wait {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "epoll",
+            Self::Spin => "spin",
+            Self::Read => "read",
+        }
+    }
 }
 
 /// What the client found.
@@ -263,19 +249,23 @@ fn ready(fd: impl AsFd, events: PollFlags) -> io::Result<()> {
 /// One non-blocking socket, and how to wait for it.
 struct Wire {
     socket: File,
-    epoll: Option<Epoll>,
+    epoll: Option<(Epoll, EpollTimeout)>,
 }
 
 impl Wire {
     fn new(socket: OwnedFd, options: &PeerOptions) -> io::Result<Self> {
-        let epoll = match options.wait {
-            Wait::Spin => None,
-            Wait::Epoll => {
+        let timeout = match options.wait {
+            Wait::Epoll => Some(EpollTimeout::NONE),
+            Wait::Spin => Some(EpollTimeout::ZERO),
+            Wait::Read => None,
+        };
+        let epoll = timeout
+            .map(|timeout| -> io::Result<_> {
                 let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
                 epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-                Some(epoll)
-            }
-        };
+                Ok((epoll, timeout))
+            })
+            .transpose()?;
         Ok(Self {
             socket: socket.into(),
             epoll,
@@ -299,8 +289,10 @@ impl Wire {
     fn receive(&mut self, message: &mut [u8]) -> io::Result<bool> {
         let mut filled = 0;
         while filled < message.len() {
-            if let Some(epoll) = &self.epoll {
-                epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE)?;
+            if let Some((epoll, timeout)) = &self.epoll
+                && epoll.wait(&mut [EpollEvent::empty()], *timeout)? == 0
+            {
+                continue;
             }
             match self.socket.read(&mut message[filled..]) {
                 Ok(0) if filled == 0 => return Ok(false),

@@ -4,12 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Cpu;
-use super::Mode;
-use super::Options;
-use super::Sample;
-use super::Wait;
 use super::stats::Summary;
+use super::{Cpu, Mode, Options, Sample, Wait};
 
 /// All that was measured.
 #[derive(Debug)]
@@ -107,10 +103,10 @@ impl Verdict {
 }
 
 impl Report {
-    pub(super) fn new(options: &Options, wait: Wait, modes: &[Mode]) -> Self {
+    pub(super) fn new(options: &Options, modes: &[Mode]) -> Self {
         Self {
             cpu: options.cpu,
-            wait,
+            wait: options.wait,
             rounds: options.rounds,
             seconds: options.seconds,
             modes: modes.to_vec(),
@@ -292,14 +288,11 @@ impl fmt::Display for Report {
             Cpu::Same => "both programs on one CPU",
             Cpu::Cross => "one CPU each",
         };
-        let wait = match self.wait {
-            Wait::Epoll => "epoll",
-            Wait::Spin => "spinning",
-        };
+        let wait = self.wait.name();
         for of in &self.sizes {
             writeln!(
                 out,
-                "request/response, {} B, {cpu}, {wait}, {} rounds of {} s",
+                "request/response, {} B, {cpu}, wait {wait}, {} rounds of {} s",
                 of.bytes, self.rounds, self.seconds
             )?;
             writeln!(
@@ -332,9 +325,13 @@ impl fmt::Display for Report {
             for target in of.targets(self) {
                 writeln!(
                     out,
-                    "target {} {}: {}",
+                    "target {} {}: {}{}",
                     target.what,
                     target.want,
+                    target
+                        .measured
+                        .map(|measured| format!("{measured:.3}, "))
+                        .unwrap_or_default(),
                     target.verdict.name()
                 )?;
             }

@@ -2,8 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::FromRawFd;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// The kernel counts runs and run time of BPF programs as long as this lives.
 #[derive(Debug)]

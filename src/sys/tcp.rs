@@ -2,12 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::offset_of;
-use std::mem::size_of;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd as _;
-use std::os::fd::FromRawFd as _;
-use std::os::fd::OwnedFd;
+use std::mem::{offset_of, size_of};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::SockFlag;
