@@ -164,7 +164,8 @@ echo "the sockhash while the load runs:"
 load "$fast" 6380
 sleep 0.3
 show dump sockhash --instance "$name" >"$work/dump"
-head -n 13 "$work/dump"
+head -n 11 "$work/dump"
+echo "... $(($(wc -l <"$work/dump") - 1)) sockets in all"
 kill "$started" 2>/dev/null || true
 finish "$started" || true
 show stats --instance "$name"
