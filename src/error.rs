@@ -12,6 +12,9 @@ pub enum Error {
     /// The kernel lacks or breaks something (exit status 3).
     #[error("{0}")]
     Refused(String),
+    /// `enable` refused (exit status 3 or 6).
+    #[error(transparent)]
+    EnableRefused(#[from] crate::doctor::Refusal),
     /// The instance is not enabled (exit status 4).
     #[error("instance {instance} is not enabled\n  To enable it:  sockaccel enable --cgroup PATH{}", instance_option(.instance))]
     NotEnabled {
@@ -47,6 +50,7 @@ impl Error {
         match self {
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
+            Self::EnableRefused(refusal) => refusal.exit_code(),
             Self::NotEnabled { .. } => 4,
             Self::Privileges(_) => 6,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,

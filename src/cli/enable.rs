@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{Context, addr};
 use crate::doctor::{self, Risk};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
 use crate::state::cgroup::Cgroup;
 use crate::state::{Change, Instance, Settings};
@@ -105,7 +105,7 @@ impl Args {
             budget_messages: self.budget_messages,
             budget_bytes: self.budget_bytes,
             max_sockets: self.max_sockets,
-            allow: doctor::bits(&self.allow),
+            allow: 0,
             // What is excluded stays so when it is also included.
             ports: [
                 each(&self.ports, FILTER_INCLUDE),
@@ -131,7 +131,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         .map(|path| Cgroup::open(path))
         .collect::<Result<Vec<_>>>()?;
     let mut settings = args.settings();
-    settings.allow |= doctor::before_enable(&context.place, &cgroups, &args.allow)?;
+    settings.allow = accepted(context, args)?;
     let change = Instance::enable(&context.place, &cgroups, &settings)?;
     context.output.print_json(&serde_json::json!({
         "instance": context.place.instance,
@@ -143,4 +143,24 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Asks the kernel, and gives the bits of the risks that were accepted, now or
+/// when the instance was made.
+fn accepted(context: &Context, args: &Args) -> Result<u32> {
+    let mut allowed = [
+        Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
+        args.allow.clone(),
+    ]
+    .concat();
+    if let Ok(instance) = Instance::open(&context.place) {
+        allowed.extend(Risk::from_bits(instance.config()?.allow));
+    }
+    let report = doctor::before_enable(&args.cgroups, &allowed)?;
+    if !context.output.json {
+        for warning in &report.warnings {
+            eprintln!("sockaccel: {warning}");
+        }
+    }
+    Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
 }

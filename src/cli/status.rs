@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Context, stats};
-use crate::doctor;
+use crate::doctor::Risk;
 use crate::error::Result;
 use crate::maps::Stats;
 use crate::maps::layout::{Config, SCOPE_ENDPOINTS};
@@ -30,7 +30,7 @@ pub fn run(context: &Context) -> Result<()> {
         "scope": scope(&config),
         "blocking_readers": blocking(&config),
         "max_sockets": instance.max_sockets()?,
-        "allowed_risks": doctor::names(config.allow),
+        "allowed_risks": Risk::from_bits(config.allow).collect::<Vec<_>>(),
         "stats": stats::to_json(&counters),
         "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
     });

@@ -2,5 +2,6 @@
 
 pub mod bpf;
 pub mod bpf_stats;
+pub mod probe;
 pub mod tcp;
 pub mod textbook;

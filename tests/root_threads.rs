@@ -1,0 +1,205 @@
+//! Several threads sending on one socket: each thread's bytes arrive in the
+//! order it sent them.
+//!
+//! A write may be cut anywhere and another thread's come in between, on plain
+//! TCP too. So every single byte says whose it is (high half) and carries a
+//! piece of that thread's own pattern (low half).
+
+mod common;
+
+use std::io;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::thread;
+
+use nix::poll::PollFlags;
+
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::instance::Instance;
+use common::pair::Options;
+use common::pair::Pair;
+use common::rng::Rng;
+use common::rng::mix;
+use common::stream::recv_some;
+use common::warm::assert_redirected;
+use common::warm::round_trip;
+
+const MOST_THREADS: usize = 16;
+
+/// How the senders of one connection behave.
+#[derive(Debug, Clone)]
+struct Case {
+    threads: usize,
+    /// Sizes of one write.
+    largest: usize,
+    /// Bytes each thread sends.
+    each: u64,
+    options: Options,
+}
+
+/// The byte that a thread sends at its own offset.
+fn byte(thread: usize, offset: u64) -> u8 {
+    let text = mix((offset / 16) ^ ((thread as u64) << 40));
+    let low = (text >> (offset % 16 * 4)) & 15;
+    u8::try_from(((thread as u64) << 4) | low).expect("16 threads at most")
+}
+
+fn send(thread: usize, case: &Case, mut stream: &TcpStream, mut rng: Rng, deadline: Deadline) {
+    let mut sent = 0;
+    let mut bytes = Vec::with_capacity(case.largest);
+    while sent < case.each {
+        let size = (rng.size(case.largest) as u64).min(case.each - sent);
+        bytes.clear();
+        bytes.extend((sent..sent + size).map(|offset| byte(thread, offset)));
+        match stream.write(&bytes) {
+            Ok(n) => sent += n as u64,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                deadline.wait(stream, PollFlags::POLLOUT, "send");
+            }
+            Err(e) => panic!("thread {thread}: send at {sent}: {e}"),
+        }
+    }
+}
+
+/// Reads what all threads send; the first byte out of order, in words.
+fn receive(
+    case: &Case,
+    stream: &TcpStream,
+    mut rng: Rng,
+    deadline: Deadline,
+) -> Result<(), String> {
+    let mut got = [0; MOST_THREADS];
+    let mut left = case.each * case.threads as u64;
+    let mut buffer = vec![0; 64 << 10];
+    while left > 0 {
+        let room = rng.size(buffer.len());
+        let n = recv_some(stream, &mut buffer[..room], deadline);
+        if n == 0 {
+            return Err(format!("ended with {left} bytes to come"));
+        }
+        for (i, &found) in buffer[..n].iter().enumerate() {
+            let thread = usize::from(found >> 4);
+            let at = &mut got[thread];
+            if found != byte(thread, *at) {
+                let own: Vec<u8> = buffer[i..n]
+                    .iter()
+                    .copied()
+                    .filter(|b| usize::from(b >> 4) == thread)
+                    .take(24)
+                    .collect();
+                return Err(format!(
+                    "thread {thread}: wrong byte at its offset {at}, {i} bytes into a read of {n}; {}",
+                    belongs(thread, *at, &own)
+                ));
+            }
+            *at += 1;
+        }
+        left -= n as u64;
+    }
+    Ok(())
+}
+
+/// Where these bytes of a thread would fit.
+fn belongs(thread: usize, near: u64, own: &[u8]) -> String {
+    const AROUND: u64 = 1 << 20;
+    (near.saturating_sub(AROUND)..near + AROUND)
+        .find(|&from| {
+            (from..)
+                .zip(own)
+                .all(|(offset, &b)| b == byte(thread, offset))
+        })
+        .map_or_else(
+            || "what follows fits nowhere near".to_owned(),
+            |from| format!("{} bytes there fit offset {from}", own.len()),
+        )
+}
+
+/// One connection: warm, then all threads at once.
+fn burst(case: &Case, rng: &mut Rng) -> Result<(), String> {
+    let deadline = Deadline::seconds(60);
+    let pair = Pair::with(&case.options);
+    for _ in 0..3 {
+        round_trip(&pair);
+    }
+    thread::scope(|scope| {
+        for thread in 0..case.threads {
+            let (rng, pair) = (rng.fork(), &pair);
+            scope.spawn(move || send(thread, case, &pair.client, rng, deadline));
+        }
+        let outcome = receive(case, &pair.server, rng.fork(), deadline);
+        if outcome.is_err() {
+            // Nobody reads any more: let the senders go.
+            let _ = pair.server.shutdown(std::net::Shutdown::Both);
+        }
+        outcome
+    })
+}
+
+/// Some mix of what there is.
+fn random_case(rng: &mut Rng) -> Case {
+    let options = if rng.one_in(2) {
+        Options::default()
+    } else {
+        Options::blocking()
+    };
+    let largest = [16, 200, 4000, 100_000][rng.between(0, 3)];
+    Case {
+        threads: if rng.one_in(3) { MOST_THREADS } else { 2 },
+        largest,
+        each: (largest as u64 * 40).clamp(2000, 400_000),
+        options: Options {
+            send_buffer: rng.one_in(2).then_some(4 << 10),
+            ..options
+        },
+    }
+}
+
+/// Bursts for so long; the first violation.
+fn bursts(name: &str, options: &[&str], seconds: u64) -> Result<(), String> {
+    let mut rng = Rng::for_test(name);
+    let cgroup = Cgroup::new(name);
+    let instance = Instance::enable_blocking(&cgroup, options);
+    let _joined = cgroup.join();
+    let before = instance.stats();
+    let end = Deadline::seconds(seconds);
+    let mut count = 0;
+    while !end.passed() {
+        let case = random_case(&mut rng);
+        burst(&case, &mut rng).map_err(|e| format!("burst {count}, {case:?}: {e}"))?;
+        count += 1;
+    }
+    let after = instance.stats();
+    println!(
+        "{name}: {count} bursts, {} bytes redirected, {} by the stack",
+        after.delta(&before, "redirected_bytes"),
+        after.delta(&before, "stack_bytes")
+    );
+    assert_redirected(&before, &after, 1 << 16);
+    Ok(())
+}
+
+#[test]
+fn threads_on_one_socket_keep_their_order() {
+    bursts("threads", &[], 10).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Paths change far more often than with the default budget.
+#[test]
+fn threads_on_one_socket_keep_their_order_with_a_tiny_budget() {
+    bursts("threads-budget", &["--budget-messages", "2"], 5).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// `cargo test --test root_threads -- --ignored --test-threads=1 runs`
+#[test]
+#[ignore = "50 runs of 5 s"]
+fn threads_on_one_socket_keep_their_order_in_50_runs() {
+    for run in 0..50 {
+        let options: &[&str] = match run % 3 {
+            0 => &[],
+            1 => &["--budget-messages", "2"],
+            _ => &["--budget-bytes", "3000"],
+        };
+        bursts("threads-runs", options, 5).unwrap_or_else(|e| panic!("run {run}: {e}"));
+    }
+}
