@@ -26,7 +26,8 @@ cleanup() {
 		wait "$pid" 2>/dev/null || true
 	fi
 	"$sockaccel" disable --instance "$instance" || true
-	# Empty as soon as everything that the command started has ended.
+	# What the command started and left behind ends here.
+	echo 1 2>/dev/null >"$cgroup/cgroup.kill" || true
 	for _ in {1..50}; do
 		rmdir "$cgroup" 2>/dev/null && break
 		sleep 0.1

@@ -16,6 +16,10 @@ rounds=${ROUNDS:-5}
 requests=${REQUESTS:-100000}
 clients=${CLIENTS:-50}
 
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
 	redis-server redis-tools jq
@@ -50,9 +54,6 @@ cleanup() {
 	exit "$status"
 }
 trap cleanup EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 # start OUTPUT CGROUP COMMAND...: in the cgroup and the namespace; sets $started.
 start() {

@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
 	nftables redis-server redis-tools nginx-light libnginx-mod-stream haproxy golang-go jq
@@ -21,8 +24,6 @@ cleanup() {
 	[[ -z $mounted ]] || umount "$bpffs"
 }
 trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 if ! awk -v at="$bpffs" '$2 == at && $3 == "bpf" { found = 1 } END { exit !found }' /proc/mounts; then
 	mount -t bpf bpf "$bpffs"
 	mounted=yes
