@@ -6,6 +6,7 @@
 // Each test file is a crate of its own and uses its own part of this.
 #![allow(dead_code)]
 
+pub mod books;
 pub mod cgroup;
 pub mod deadline;
 pub mod helper;
@@ -13,8 +14,10 @@ pub mod instance;
 pub mod netns;
 pub mod pair;
 pub mod pattern;
+pub mod raw;
 pub mod rng;
 pub mod stream;
+pub mod tagged;
 pub mod traffic;
 pub mod warm;
 
