@@ -30,6 +30,7 @@ int_options! {
     PeekOff, libc::SOL_SOCKET, libc::SO_PEEK_OFF;
     MaxPacingRate, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE;
     Inq, libc::SOL_TCP, TCP_INQ;
+    QuickAck, libc::SOL_TCP, libc::TCP_QUICKACK;
     FastOpen, libc::SOL_TCP, libc::TCP_FASTOPEN;
     Repair, libc::SOL_TCP, libc::TCP_REPAIR;
     RepairQueue, libc::SOL_TCP, libc::TCP_REPAIR_QUEUE;
