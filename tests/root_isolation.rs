@@ -620,7 +620,7 @@ fn fast_open_connections_keep_their_data() {
     netns.run("sysctl", &["-q", "-w", "net.ipv4.tcp_fastopen=519"]);
     let _joined = cgroup.join();
     let options = Options {
-        prepare_listener: |fd| option::set(fd, sockopt::FastOpen, 16),
+        prepare_listener: |fd| option::set(fd, option::FastOpen, 16),
         ..Options::default()
     };
     let mut all: Vec<Tagged> = netns.enter(|| {

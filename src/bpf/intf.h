@@ -219,14 +219,13 @@ struct sa_config {
 };
 _Static_assert(sizeof(struct sa_config) == 64, "layout");
 
-/* What became known of the sockets accepted at one address and port. */
+/* Of sa_listeners: a port, whatever the address. */
 struct sa_listener_key {
-	struct sa_addr addr;
 	__u64 netns_cookie;
-	__u16 port;
-	__u16 pad[3];
+	__u32 port;
+	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_listener_key) == 32, "layout");
+_Static_assert(sizeof(struct sa_listener_key) == 16, "layout");
 
 struct sa_listener {
 	__u32 blocking; /* the last child judged was a blocking reader */
@@ -235,9 +234,18 @@ struct sa_listener {
 	__u32 pad;
 };
 
-/* A process seen splicing from an enrolled socket. */
+/* Value of sa_listening: who called listen(2), and for which port. */
+struct sa_listening {
+	__u64 start_time; /* of the process: ns since boot */
+	__u32 tgid;
+	__u32 port;
+};
+
+/* A process seen splicing from an enrolled socket, or the parent of one. */
 struct sa_splicer {
 	__u64 start_time; /* ns since boot, tells a reused pid apart */
+	__u32 by_child; /* only a child did: what the process listens for is suspect */
+	__u32 pad;
 };
 
 /* One record of sa_iter_dump. */

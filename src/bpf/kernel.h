@@ -160,6 +160,7 @@ struct task_struct___sa {
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;
+	struct task_struct___sa *real_parent;
 	struct files_struct___sa *files;
 };
 
