@@ -13,6 +13,7 @@ pub mod instance;
 pub mod netns;
 pub mod pair;
 pub mod pattern;
+pub mod raw;
 pub mod rng;
 pub mod stream;
 pub mod traffic;
