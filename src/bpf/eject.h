@@ -58,7 +58,10 @@ static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_si
 {
 	__u16 *ports = (void *)&st->peer_ports;
 
+	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
+
 	st->peer_sk = peer->sk;
+	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
 	ports[0] = bpf_htons(peer->tuple.remote_port);
 	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;

@@ -88,6 +88,8 @@ struct sa_sock {
 	__u64 conn_id;
 	__u64 peer_cookie; /* 0 until paired, then immutable */
 	__u64 peer_sk;
+	__u64 peer_file; /* of the peer, while the path is redirect */
+	__u64 pressure; /* address of the protocol's memory_pressure */
 	__u64 netns_cookie;
 	__u64 start_time; /* of the process `tgid`: ns since boot */
 	__u64 redirected_messages;
@@ -116,11 +118,11 @@ struct sa_sock {
 	__u32 promotions;
 	__u32 demotions;
 	__u32 policy_tier; /* tier of the entry that decided, 0 none */
-	__u32 pad;
+	__u32 contended; /* how often the peer's lock was found taken: 0 rarely */
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 216, "layout");
+_Static_assert(sizeof(struct sa_sock) == 232, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -259,6 +261,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 248, "layout");
+_Static_assert(sizeof(struct sa_dump) == 264, "layout");
 
 #endif

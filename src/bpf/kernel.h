@@ -102,8 +102,13 @@ struct mem_cgroup___sa {
 	unsigned long socket_pressure;
 };
 
+struct socket_lock_t___sa {
+	int owned;
+};
+
 struct sock___sa {
 	struct sock_common___sa __sk_common;
+	struct socket_lock_t___sa sk_lock;
 	int sk_peek_off;
 	int sk_rcvbuf;
 	void *sk_data_ready;

@@ -174,7 +174,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 		return SK_PASS;
 
 	pid_tgid = bpf_get_current_pid_tgid();
-	v.another_thread = st->tid && st->tid != (__u32)pid_tgid;
+	v.another_thread = st->tid != (__u32)pid_tgid;
 	st->tid = pid_tgid;
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
