@@ -5,4 +5,12 @@
 //! [`state`] (pins, lock, attachment), [`maps`] (typed access to each map) and
 //! [`sys`] (every `unsafe`).
 
+pub mod bench;
+pub mod cli;
+pub mod doctor;
+pub mod error;
+pub mod maps;
 pub mod outcome;
+pub mod output;
+pub mod state;
+pub mod sys;

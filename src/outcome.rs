@@ -59,6 +59,11 @@ pub const REASONS: &[Outcome] = &[
         "two sockets claim to be the same end of it, so neither is trusted",
         "",
     ),
+    outcome(
+        "reused",
+        "the program connected the same socket a second time",
+        "",
+    ),
     outcome("self_connect", "the socket is connected to itself", ""),
     outcome(
         "mismatch",
@@ -157,6 +162,16 @@ pub const WHYS: &[Outcome] = &[
     outcome(
         "splicing",
         "the receiving program moves data with splice(2)",
+        "",
+    ),
+    outcome(
+        "stuck",
+        "refused with EACCES: the receiver began to splice(2) while redirected data waited for it",
+        "exclude the program by a cgroup of its own or by --exclude-port",
+    ),
+    outcome(
+        "contended",
+        "the receiver spins on its socket, and a redirect would have to wait for its lock",
         "",
     ),
     outcome("pressure", "the kernel is short of socket memory", ""),

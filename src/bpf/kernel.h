@@ -85,6 +85,7 @@ struct in6_addr___sa {
 struct sock_common___sa {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
+	__u32 skc_portpair;
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
@@ -101,8 +102,13 @@ struct mem_cgroup___sa {
 	unsigned long socket_pressure;
 };
 
+struct socket_lock_t___sa {
+	int owned;
+};
+
 struct sock___sa {
 	struct sock_common___sa __sk_common;
+	struct socket_lock_t___sa sk_lock;
 	int sk_peek_off;
 	int sk_rcvbuf;
 	void *sk_data_ready;
@@ -159,6 +165,7 @@ struct task_struct___sa {
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;
+	struct task_struct___sa *real_parent;
 	struct files_struct___sa *files;
 };
 

@@ -39,14 +39,14 @@ struct {
 	__type(value, struct sa_sock);
 } sa_socks SEC(".maps");
 
-/* Port of the listener, cloned by the kernel into every socket accepted from
- * it. sa_sockops writes it at listen(2).
+/* The listener, cloned by the kernel into every socket accepted from it.
+ * sa_sockops writes it at listen(2).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
-	__type(value, __u32);
+	__type(value, struct sa_listening);
 } sa_listening SEC(".maps");
 
 /* Local addresses with policy. User space writes (endpoint add|del). */
@@ -85,9 +85,7 @@ struct {
 	__type(value, struct sa_policy);
 } sa_policy SEC(".maps");
 
-/* Switches, tunables and generations. User space writes; `observed` is raised
- * by programs, with atomics.
- */
+/* Switches, tunables and the generation of the tables. User space writes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -113,7 +111,7 @@ struct {
 } sa_cidrs SEC(".maps");
 
 /* What earlier children of a listener turned out to be. sa_sockops writes when
- * it judges one, sa_skmsg when it sees one splice.
+ * it judges one, the splice observer when it sees one splice.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -130,13 +128,15 @@ struct {
 	__type(value, struct sa_splicer);
 } sa_splicers SEC(".maps");
 
-/* Sockets seen being spliced from, by cookie. The splice observer writes. */
+/* Sockets whose readers became unsafe while enrolled, by cookie: enum sa_mark.
+ * The splice observer and sa_setsockopt write.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
 	__type(value, __u32);
-} sa_spliced SEC(".maps");
+} sa_marked SEC(".maps");
 
 /* Counters; every program adds to its CPU's copy. */
 struct sa_stats {
@@ -164,6 +164,12 @@ struct {
 	__type(value, struct sa_stats);
 } sa_stats SEC(".maps");
 
+/*
+ * The second half of the generation: raised by programs that saw a reader
+ * become unsafe. Not in sa_config, which user space writes as a whole.
+ */
+__u32 sa_observed;
+
 static __always_inline struct sa_config *sa_conf(void)
 {
 	__u32 zero = 0;
@@ -176,6 +182,19 @@ static __always_inline struct sa_stats *sa_count(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&sa_stats, &zero);
+}
+
+/* Notes that a reader became unsafe; every direction looks again. */
+static __always_inline void sa_mark(__u64 cookie, __u32 mark)
+{
+	__u32 *known = bpf_map_lookup_elem(&sa_marked, &cookie);
+
+	if (known && *known & mark)
+		return;
+	if (known)
+		mark |= *known;
+	bpf_map_update_elem(&sa_marked, &cookie, &mark, BPF_ANY);
+	__sync_fetch_and_add(&sa_observed, 1);
 }
 
 /*

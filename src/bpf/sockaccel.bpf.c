@@ -55,7 +55,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 {
 	struct sa_side *me, *peer;
 	struct sa_conn *conn;
-	__u32 tier = 0;
+	__u32 *mark, tier = 0;
 	bool active;
 
 	if (!st)
@@ -86,15 +86,13 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		return;
 	}
 	active = st->role == SA_ROLE_ACTIVE;
-	if (bpf_map_lookup_elem(&sa_spliced, &st->peer_cookie)) {
+	mark = bpf_map_lookup_elem(&sa_marked, &st->peer_cookie);
+	if (mark)
+		st->marks |= *mark;
+	if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time))
 		st->marks |= SA_MARK_SPLICING;
-		if (active)
-			sa_listener_learn(&peer->tuple, peer->netns_cookie, false, true);
-	} else if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time)) {
-		st->marks |= SA_MARK_SPLICING;
-	}
-	if (st->marks & SA_MARK_SPLICING) {
-		st->verdict = SA_WHY_SPLICING;
+	if (st->marks) {
+		st->verdict = st->marks & SA_MARK_SPLICING ? SA_WHY_SPLICING : SA_WHY_READER;
 		return;
 	}
 	st->verdict = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
@@ -107,12 +105,11 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
  */
 static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 {
-	struct sa_config *conf = sa_conf();
 	struct sa_conn *conn;
 	struct sa_side *me;
 	__u32 before;
 
-	if (!st || !conf)
+	if (!st)
 		return;
 	before = st->tgid;
 	sa_note_process(st, tgid);
@@ -125,7 +122,7 @@ static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 	me->start_time = st->start_time;
 	me->tgid = tgid;
 	if (before || sa_process_splices(tgid, st->start_time))
-		__sync_fetch_and_add(&conf->observed, 1);
+		__sync_fetch_and_add(&sa_observed, 1);
 }
 
 /* First redirect of a direction: from here on nobody may eject the pair. */
@@ -177,11 +174,11 @@ int sa_skmsg(struct sk_msg_md *msg)
 		return SK_PASS;
 
 	pid_tgid = bpf_get_current_pid_tgid();
-	v.another_thread = st->tid && st->tid != (__u32)pid_tgid;
+	v.another_thread = st->tid != (__u32)pid_tgid;
 	st->tid = pid_tgid;
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
-	generation = conf->generation + conf->observed + 1;
+	generation = conf->generation + sa_observed + 1;
 	if (st->generation != generation)
 		sa_evaluate(st, generation);
 	if (!st->peer_cookie) {
@@ -192,7 +189,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	sa_inspect(st, tp, conf, &v);
 	v.splicing = st->marks & SA_MARK_SPLICING;
 	path = st->path;
-	if (path == SA_PATH_REDIRECT && !v.alone && !v.queue_empty &&
+	if (path == SA_PATH_REDIRECT && (!v.alone || v.splicing) && !v.queue_empty &&
 	    sa_over(st, &v, conf, SA_HARD_CAP))
 		v.queue_long = sa_peer_queue_long(st, conf->budget_messages, v.budget_bytes);
 	why = sa_decide(st, &v, conf);
@@ -206,6 +203,12 @@ int sa_skmsg(struct sk_msg_md *msg)
 	}
 
 	stats = sa_count();
+	if (why == SA_WHY_STUCK) {
+		st->why = why;
+		if (stats)
+			__sync_fetch_and_add(&stats->stack_why[SA_WHY_STUCK], 1);
+		return SK_DROP;
+	}
 	if (why) {
 		if (path == SA_PATH_REDIRECT && stats && why < SA_WHY_COUNT) {
 			__sync_fetch_and_add(&stats->demoted_why[why], 1);
@@ -250,26 +253,29 @@ int sa_splice(struct sa_sys_enter *ctx)
 
 /*
  * Options that redirect cannot honour, asked for on a socket that is already
- * enrolled. It runs before the kernel acts, and refuses the two that could not
- * be undone: as sockets that lack them do.
+ * enrolled. It runs before the kernel acts.
  */
 SEC("cgroup/setsockopt")
 int sa_setsockopt(struct bpf_sockopt *ctx)
 {
-	__s32 refusal = sa_refusal(ctx->level, ctx->optname);
+	__u32 kind = sa_option_kind(ctx->level, ctx->optname);
 	struct bpf_sock *sk = ctx->sk;
 	struct sa_sock *st;
 
 	/* More than a page: let the kernel have the caller's own buffer. */
 	if (ctx->optlen > 4096)
 		ctx->optlen = 0;
-	if (!refusal || !sk)
+	if (kind == SA_OPTION_HARMLESS || sa_option_off(ctx) || !sk)
 		return 1;
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
 	if (!st || !st->enrolled || !sa_still_enrolled(sk))
 		return 1;
+	if (kind == SA_OPTION_ENDS) {
+		sa_mark(st->cookie, SA_MARK_OPTION);
+		return 1;
+	}
 	sa_add(refused_options, 1);
-	bpf_set_retval(refusal);
+	bpf_set_retval(-SA_EOPNOTSUPP);
 	return 0;
 }
 

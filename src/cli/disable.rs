@@ -1,0 +1,39 @@
+//! `disable`
+
+use std::path::PathBuf;
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::state::cgroup::Cgroup;
+use crate::state::{Change, Instance};
+
+/// Options of `disable`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without --cgroup the whole instance is disabled. Live connections go on, as plain TCP from their
+next message; what was already redirected can still be read.
+
+Example:  sockaccel disable --cgroup /sys/fs/cgroup/web")]
+pub struct Args {
+    /// Only take this cgroup out
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+}
+
+/// Runs `disable`; what is not enabled is disabled already.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let change = match (Instance::open_to_write(&context.place), &args.cgroup) {
+        (Err(Error::NotEnabled { .. }), _) => Change::Nothing,
+        (instance, None) => instance?.disable()?,
+        (instance, Some(path)) => {
+            let instance = instance?;
+            // A removed cgroup has no id any more; its links are gone as well.
+            let id = Cgroup::open(path)?.id;
+            instance.disable_cgroup(id)?
+        }
+    };
+    context.output.print_json(&serde_json::json!({
+        "instance": context.place.instance,
+        "changed": change == Change::Done,
+    }))
+}

@@ -1,0 +1,321 @@
+//! `dump`: the maps as they are, key and value.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::addr::{end, local, remote};
+use super::{Context, identity};
+use crate::error::Result;
+use crate::maps::layout::{
+    Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, ROLE_ACTIVE, Service,
+    ServiceKey,
+};
+use crate::maps::{Stats, sockets};
+use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::output::table;
+use crate::state::Instance;
+
+/// The tables that can be dumped.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum What {
+    /// Enrolled sockets (map `sa_sockhash`)
+    Sockhash,
+    /// Connections, both ends (map `sa_conns`)
+    #[command(visible_alias = "connection")]
+    Connections,
+    /// Endpoints (map `sa_endpoints`)
+    #[command(visible_alias = "endpoint")]
+    Endpoints,
+    /// Identities (map `sa_identities`)
+    #[command(visible_alias = "identity")]
+    Identities,
+    /// Policy, the default denials included (map `sa_policy`)
+    Policy,
+    /// Services (map `sa_services`)
+    #[command(visible_alias = "service")]
+    Services,
+    /// Switches and tunables (map `sa_config`)
+    Config,
+}
+
+/// Runs `dump`.
+pub fn run(context: &Context, what: What) -> Result<()> {
+    let instance = Instance::open(&context.place)?;
+    let rows = match what {
+        What::Sockhash => sockhash(context, &instance)?,
+        What::Connections => connections(&instance)?,
+        What::Endpoints => endpoints(&instance)?,
+        What::Identities => identities(&instance)?,
+        What::Policy => policy(&instance)?,
+        What::Services => services(&instance)?,
+        What::Config => return config(context, &instance),
+    };
+    context.output.print(&rows, || match what {
+        What::Sockhash => to_table(&rows, &SOCKHASH_COLUMNS),
+        _ => to_table(&rows, &[]),
+    })
+}
+
+/// What a screen has room for; JSON has everything.
+const SOCKHASH_COLUMNS: [&str; 9] = [
+    "cookie",
+    "local",
+    "remote",
+    "role",
+    "pid",
+    "path",
+    "stack_reason",
+    "redirected_messages",
+    "unread_bytes",
+];
+
+/// The state names of `ss`; the kernel's are in `include/net/tcp_states.h`
+const TCP_STATES: [&str; 13] = [
+    "UNKNOWN",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "UNCONN",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW-SYN-RECV",
+];
+
+fn name(outcomes: &[Outcome], index: u32) -> &'static str {
+    outcomes
+        .get(index as usize)
+        .map_or("unknown", |outcome| outcome.name)
+}
+
+fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
+    let mut records = sockets::read(&instance.dir())?;
+    records.sort_by_key(|record| record.sock.cookie);
+    if records.is_empty() && !context.output.json {
+        eprintln!("{}", why_empty(&Stats::read(&instance.dir())?));
+    }
+    Ok(records.iter().map(socket).collect())
+}
+
+fn socket(record: &Dump) -> Value {
+    let sock = &record.sock;
+    json!({
+        "cookie": sock.cookie.to_string(),
+        "family": if sock.tuple.family == 2 { "inet" } else { "inet6" },
+        "protocol": "tcp",
+        "state": TCP_STATES.get(record.state as usize).unwrap_or(&TCP_STATES[0]),
+        "local": local(&sock.tuple),
+        "remote": remote(&sock.tuple),
+        "role": if sock.role == ROLE_ACTIVE { "active" } else { "passive" },
+        "netns_cookie": sock.netns_cookie.to_string(),
+        "paired": sock.peer_cookie != 0,
+        "peer_cookie": (sock.peer_cookie != 0).then(|| sock.peer_cookie.to_string()),
+        "path": if sock.path == PATH_REDIRECT { "redirect" } else { "stack" },
+        "stack_reason": (sock.path != PATH_REDIRECT && sock.why != 0).then(|| name(WHYS, sock.why)),
+        "unread_bytes": record.unread_bytes,
+        "unread_messages": record.unread_messages,
+        "redirected_messages": sock.redirected_messages,
+        "redirected_bytes": sock.redirected_bytes,
+        "stack_messages": sock.stack_messages,
+        "stack_bytes": sock.stack_bytes,
+        "promotions": sock.promotions,
+        "demotions": sock.demotions,
+        "nonblocking": record.nonblock != 0,
+        "pid": (sock.tgid != 0).then_some(sock.tgid),
+        "inode": record.inode,
+    })
+}
+
+/// `0 sockets enrolled; 37 skipped: blocking_reader (37).`
+fn why_empty(stats: &Stats) -> String {
+    let list = |what: &str, counts: &[u64]| {
+        let total: u64 = counts.iter().sum();
+        let mut reasons: Vec<(u64, &str)> = counts
+            .iter()
+            .zip(REASONS)
+            .filter(|(count, _)| **count > 0)
+            .map(|(count, reason)| (*count, reason.name))
+            .collect();
+        reasons.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        let reasons: Vec<String> = reasons
+            .iter()
+            .map(|(count, name)| format!("{} ({count})", name.replace('_', " ")))
+            .collect();
+        if total == 0 {
+            String::new()
+        } else {
+            format!("; {total} connections {what}: {}", reasons.join(", "))
+        }
+    };
+    format!(
+        "0 sockets enrolled{}{}{}. See sockaccel status.",
+        list("skipped", &stats.skipped),
+        list("ejected", &stats.ejected),
+        if stats.seen == 0 {
+            "; no connection was established since enable"
+        } else {
+            ""
+        },
+    )
+}
+
+fn connections(instance: &Instance) -> Result<Vec<Value>> {
+    let mut entries = instance.table::<u64, Conn>("sa_conns")?.entries()?;
+    entries.sort_by_key(|(id, _)| *id);
+    Ok(entries
+        .iter()
+        .flat_map(|(id, conn)| {
+            conn.side.iter().enumerate().filter(|(_, side)| side.cookie != 0).map(
+                move |(index, side)| {
+                    json!({
+                        "conn_id": format!("{id:016x}"),
+                        "side": index,
+                        "cookie": side.cookie.to_string(),
+                        "local": local(&side.tuple),
+                        "remote": remote(&side.tuple),
+                        "role": if u32::from(side.role) == ROLE_ACTIVE { "active" } else { "passive" },
+                        "netns_cookie": side.netns_cookie.to_string(),
+                        "skipped": (side.skipped != 0).then(|| name(REASONS, side.skipped)),
+                        "left": conn.left & (1 << index) != 0,
+                        "gate": conn.gate,
+                        "poisoned": conn.poisoned != 0,
+                        "pid": (side.tgid != 0).then_some(side.tgid),
+                    })
+                },
+            )
+        })
+        .collect())
+}
+
+fn endpoints(instance: &Instance) -> Result<Vec<Value>> {
+    let mut entries = instance
+        .table::<Addr, Endpoint>("sa_endpoints")?
+        .entries()?;
+    entries.sort_by_key(|(addr, _)| *addr);
+    Ok(entries
+        .iter()
+        .map(|(addr, endpoint)| {
+            json!({ "addr": addr.ip(), "identity": endpoint.identity, "host": endpoint.host })
+        })
+        .collect())
+}
+
+fn identities(instance: &Instance) -> Result<Vec<Value>> {
+    let mut entries = instance.table::<Cidr, u32>("sa_identities")?.entries()?;
+    entries.sort_by_key(|(cidr, _)| (cidr.addr, cidr.prefixlen));
+    Ok(entries
+        .iter()
+        .map(|(cidr, identity)| {
+            json!({
+                "cidr": identity::text(*cidr),
+                "prefixlen": cidr.prefixlen,
+                "identity": identity,
+            })
+        })
+        .collect())
+}
+
+fn policy(instance: &Instance) -> Result<Vec<Value>> {
+    let mut entries = instance
+        .table::<PolicyKey, Policy>("sa_policy")?
+        .entries()?;
+    entries.sort_by_key(|(key, _)| {
+        (
+            key.endpoint,
+            key.direction,
+            key.kind,
+            key.identity,
+            key.proto,
+            key.port,
+        )
+    });
+    Ok(entries
+        .iter()
+        .map(|(key, policy)| {
+            json!({
+                "endpoint": key.endpoint.ip(),
+                "direction": key.direction,
+                "kind": key.kind,
+                "identity": key.identity,
+                "proto": key.proto,
+                "port": key.port,
+                "verdict": policy.verdict,
+                "evaluations": policy.evaluations,
+            })
+        })
+        .collect())
+}
+
+fn services(instance: &Instance) -> Result<Vec<Value>> {
+    let mut entries = instance
+        .table::<ServiceKey, Service>("sa_services")?
+        .entries()?;
+    entries.sort_by_key(|(key, _)| (key.addr, key.port));
+    Ok(entries
+        .iter()
+        .map(|(key, service)| {
+            json!({
+                "addr": end(key.addr, key.port),
+                "proto": key.proto,
+                "accelerate": service.accelerate,
+                "connections": service.connections,
+            })
+        })
+        .collect())
+}
+
+fn config(context: &Context, instance: &Instance) -> Result<()> {
+    let config = instance.config()?;
+    let value = json!({
+        "layout": config.layout,
+        "enabled": config.enabled,
+        "generation": config.generation,
+        "scope": config.scope,
+        "blocking": config.blocking,
+        "budget_messages": config.budget_messages,
+        "budget_bytes": config.budget_bytes,
+        "max_message": config.max_message,
+        "port_includes": config.port_includes,
+        "cidr_includes": config.cidr_includes,
+        "allow": config.allow,
+        "max_sockets": instance.max_sockets()?,
+    });
+    context.output.print(&value, || {
+        let fields = value.as_object().into_iter().flatten();
+        table(
+            &["field", "value"],
+            fields.map(|(name, value)| [name.clone(), cell(value)]),
+        )
+    })
+}
+
+/// These columns, or all there are.
+fn to_table(rows: &[Value], columns: &[&str]) -> String {
+    let Some(first) = rows.first().and_then(Value::as_object) else {
+        return String::new();
+    };
+    let all: Vec<&str> = first.keys().map(String::as_str).collect();
+    let columns = if columns.is_empty() { &all } else { columns };
+    table(
+        columns,
+        rows.iter().map(|row| {
+            columns
+                .iter()
+                .map(|field| cell(&row[*field]))
+                .collect::<Vec<_>>()
+        }),
+    )
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(flag) => if *flag { "yes" } else { "no" }.to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,220 @@
+//! `endpoint`: local addresses that have policy.
+
+use std::net::IpAddr;
+
+use clap::Subcommand;
+use nix::ifaddrs::getifaddrs;
+use serde::Serialize;
+
+use super::Context;
+use super::entry::{IfExists, absent, add, del, explain_empty, finish};
+use crate::error::{Error, Result};
+use crate::maps::Table;
+use crate::maps::layout::{Addr, Endpoint, IDENTITY_HOST, Policy, PolicyKey, SCOPE_LOCAL};
+use crate::output::table;
+use crate::state::{Change, Instance};
+
+/// What can be done with endpoints.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Declare a local address, or with --host all of this machine
+    #[command(after_help = "Example:  sockaccel endpoint add 10.0.0.7 --identity 1001")]
+    Add {
+        /// The address
+        #[arg(
+            value_name = "ADDR",
+            required_unless_present = "host",
+            conflicts_with = "host"
+        )]
+        addr: Option<IpAddr>,
+        /// Its security identity [default: that of its CIDR, see `sockaccel identity`]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        identity: Option<u32>,
+        /// Every address of this machine's interfaces, with identity 1 (host)
+        #[arg(long)]
+        host: bool,
+    },
+    /// Forget an address
+    #[command(visible_alias = "delete")]
+    Del {
+        /// The address
+        #[arg(
+            value_name = "ADDR",
+            required_unless_present = "host",
+            conflicts_with = "host"
+        )]
+        addr: Option<IpAddr>,
+        /// Every address that was added with --host
+        #[arg(long)]
+        host: bool,
+        #[command(flatten)]
+        if_exists: IfExists,
+    },
+    /// All of them
+    #[command(visible_aliases = ["show", "ls"])]
+    List,
+    /// One of them
+    Get {
+        /// The address
+        addr: IpAddr,
+    },
+}
+
+/// An endpoint, as `list` and `get` show it.
+#[derive(Debug, Serialize)]
+struct Row {
+    address: IpAddr,
+    identity: Option<u32>,
+    host: bool,
+}
+
+impl Row {
+    fn new(addr: Addr, endpoint: Endpoint) -> Self {
+        Self {
+            address: addr.ip(),
+            identity: (endpoint.identity > 0).then_some(endpoint.identity),
+            host: endpoint.host > 0,
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(context: &Context, verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Add { addr, identity, .. } => {
+            let instance = Instance::open_to_write(&context.place)?;
+            let endpoints = instance.table("sa_endpoints")?;
+            let change = match addr {
+                Some(addr) => add_one(&endpoints, *addr, identity.unwrap_or(0))?,
+                None => add_host(&endpoints, identity.unwrap_or(IDENTITY_HOST))?,
+            };
+            finish(context, &instance, change)?;
+            if instance.config()?.scope == SCOPE_LOCAL && !context.output.json {
+                eprintln!(
+                    "Scope is local: endpoints serve policy only, every paired local peer is accelerated.\n  \
+                     To accelerate only towards endpoints:  sockaccel enable --cgroup PATH --scope endpoints"
+                );
+            }
+            Ok(())
+        }
+        Verb::Del {
+            addr, if_exists, ..
+        } => {
+            let instance = Instance::open_to_write(&context.place)?;
+            let endpoints = instance.table("sa_endpoints")?;
+            let policy = instance.table("sa_policy")?;
+            let change = match addr {
+                Some(addr) => del_one(&endpoints, &policy, *addr, if_exists)?,
+                None => del_host(&endpoints, &policy)?,
+            };
+            finish(context, &instance, change)
+        }
+        Verb::List => {
+            let instance = Instance::open(&context.place)?;
+            let mut rows: Vec<Row> = instance
+                .table("sa_endpoints")?
+                .entries()?
+                .into_iter()
+                .map(|(addr, endpoint)| Row::new(addr, endpoint))
+                .collect();
+            rows.sort_by_key(|row| row.address);
+            explain_empty(context, &rows, "endpoints", "endpoint add ADDR");
+            context.output.print(&rows, || to_table(&rows))
+        }
+        Verb::Get { addr } => {
+            let instance = Instance::open(&context.place)?;
+            let key = Addr::from(*addr);
+            let endpoints: Table<Addr, Endpoint> = instance.table("sa_endpoints")?;
+            let found = endpoints
+                .get(&key)?
+                .ok_or_else(|| absent(format!("endpoint {addr}")))?;
+            let row = Row::new(key, found);
+            context
+                .output
+                .print(&row, || to_table(std::slice::from_ref(&row)))
+        }
+    }
+}
+
+fn add_one(endpoints: &Table<Addr, Endpoint>, addr: IpAddr, identity: u32) -> Result<Change> {
+    let endpoint = Endpoint { identity, host: 0 };
+    let key = Addr::from(addr);
+    add(
+        endpoints,
+        endpoints.get(&key)?,
+        &key,
+        &endpoint,
+        format!("endpoint {addr}"),
+        |old| *old == endpoint,
+    )
+}
+
+/// Addresses declared one by one before keep what was said of them.
+fn add_host(endpoints: &Table<Addr, Endpoint>, identity: u32) -> Result<Change> {
+    let mut change = Change::Nothing;
+    let interfaces =
+        getifaddrs().map_err(|e| Error::os("list", "interface addresses", e.into()))?;
+    for interface in interfaces {
+        let Some(address) = interface.address else {
+            continue;
+        };
+        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        let key = Addr::from(ip);
+        if endpoints.get(&key)?.is_none() {
+            endpoints.set(&key, &Endpoint { identity, host: 1 })?;
+            change = Change::Done;
+        }
+    }
+    Ok(change)
+}
+
+fn del_one(
+    endpoints: &Table<Addr, Endpoint>,
+    policy: &Table<PolicyKey, Policy>,
+    addr: IpAddr,
+    if_exists: &IfExists,
+) -> Result<Change> {
+    let key = Addr::from(addr);
+    if policy
+        .entries()?
+        .iter()
+        .any(|(rule, _)| rule.endpoint == key)
+    {
+        return Err(Error::Failed(format!(
+            "endpoint {addr} has policy\n  Delete that first:  sockaccel policy list --endpoint {addr}"
+        )));
+    }
+    del(endpoints, &key, format!("endpoint {addr}"), if_exists)
+}
+
+fn del_host(
+    endpoints: &Table<Addr, Endpoint>,
+    policy: &Table<PolicyKey, Policy>,
+) -> Result<Change> {
+    let mut change = Change::Nothing;
+    for (addr, endpoint) in endpoints.entries()? {
+        if endpoint.host > 0 {
+            del_one(endpoints, policy, addr.ip(), &IfExists { if_exists: true })?;
+            change = Change::Done;
+        }
+    }
+    Ok(change)
+}
+
+fn to_table(rows: &[Row]) -> String {
+    table(
+        &["address", "identity", "host"],
+        rows.iter().map(|row| {
+            [
+                row.address.to_string(),
+                row.identity
+                    .map_or_else(|| "-".to_owned(), |n| n.to_string()),
+                if row.host { "yes" } else { "no" }.to_owned(),
+            ]
+        }),
+    )
+}

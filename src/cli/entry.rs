@@ -1,0 +1,73 @@
+//! What `add`, `del` and `get` have in common for every noun.
+
+use std::fmt::Display;
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::maps::{Plain, Table};
+use crate::state::{Change, Instance};
+
+/// Options of every `del`.
+#[derive(Debug, clap::Args)]
+pub struct IfExists {
+    /// Succeed when it is absent
+    #[arg(long)]
+    pub if_exists: bool,
+}
+
+/// Adds an entry where `old` is what is there now: fine when `same` says so,
+/// and a conflict else.
+pub fn add<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    old: Option<V>,
+    key: &K,
+    value: &V,
+    what: impl Display,
+    same: impl FnOnce(&V) -> bool,
+) -> Result<Change> {
+    match old {
+        Some(old) if same(&old) => Ok(Change::Nothing),
+        Some(_) => Err(Error::Failed(format!(
+            "{what} is there already, with another value\n  Delete it first, then add it again."
+        ))),
+        None => table.set(key, value).map(|()| Change::Done),
+    }
+}
+
+/// Deletes an entry.
+pub fn del<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    key: &K,
+    what: impl Display,
+    options: &IfExists,
+) -> Result<Change> {
+    if table.remove(key)? {
+        Ok(Change::Done)
+    } else if options.if_exists {
+        Ok(Change::Nothing)
+    } else {
+        Err(absent(what))
+    }
+}
+
+/// There is no such entry (exit status 1).
+pub fn absent(what: impl Display) -> Error {
+    Error::Failed(format!("{what} does not exist"))
+}
+
+/// Ends a change: live directions look again, scripts learn whether it did anything.
+pub fn finish(context: &Context, instance: &Instance, change: Change) -> Result<()> {
+    if change == Change::Done {
+        instance.bump_generation()?;
+    }
+    context
+        .output
+        .print_json(&serde_json::json!({ "changed": change == Change::Done }))
+}
+
+/// Says on standard error why a list is empty.
+pub fn explain_empty<T>(context: &Context, entries: &[T], noun: &str, add: &str) {
+    if entries.is_empty() && !context.output.json {
+        eprintln!("0 {noun}. To add one:  sockaccel {add}");
+    }
+}

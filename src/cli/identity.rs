@@ -1,0 +1,159 @@
+//! `identity`: which security identity an address has, by longest prefix.
+
+use std::net::IpAddr;
+
+use clap::Subcommand;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::entry::{IfExists, add, del, explain_empty, finish};
+use super::{Context, addr};
+use crate::error::Result;
+use crate::maps::Table;
+use crate::maps::layout::{Addr, Cidr, Endpoint, IDENTITY_HOST, IDENTITY_WORLD};
+use crate::output::table;
+use crate::state::Instance;
+
+/// What can be done with identities.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Give a network (or one address) an identity
+    #[command(after_help = "\
+Well known:  1 host (this machine), 2 world (every address without an entry).
+
+Example:  sockaccel identity add 10.1.0.0/16 1001")]
+    Add {
+        /// The network
+        #[arg(value_parser = addr::network)]
+        cidr: IpNet,
+        /// The identity, from 1
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+        identity: u32,
+    },
+    /// Take it away
+    #[command(visible_alias = "delete")]
+    Del {
+        /// The network, just as it was added
+        #[arg(value_parser = addr::network)]
+        cidr: IpNet,
+        #[command(flatten)]
+        if_exists: IfExists,
+    },
+    /// All of them
+    #[command(visible_aliases = ["show", "ls"])]
+    List,
+    /// The identity of an address, and what gives it
+    Get {
+        /// The address
+        addr: IpAddr,
+    },
+}
+
+/// An identity, as `list` shows it.
+#[derive(Debug, Serialize)]
+struct Row {
+    cidr: String,
+    identity: u32,
+}
+
+/// Runs the verb.
+pub fn run(context: &Context, verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Add { cidr, identity } => {
+            let instance = Instance::open_to_write(&context.place)?;
+            let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
+            let key = Cidr::from(*cidr);
+            // A look-up in the trie would give the longest prefix, not this one.
+            let old = find(&identities, key)?;
+            let what = format!("identity of {cidr}");
+            let change = add(&identities, old, &key, identity, what, |old| {
+                old == identity
+            })?;
+            finish(context, &instance, change)
+        }
+        Verb::Del { cidr, if_exists } => {
+            let instance = Instance::open_to_write(&context.place)?;
+            let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
+            let change = del(
+                &identities,
+                &Cidr::from(*cidr),
+                format!("identity of {cidr}"),
+                if_exists,
+            )?;
+            finish(context, &instance, change)
+        }
+        Verb::List => {
+            let instance = Instance::open(&context.place)?;
+            let mut entries = instance.table::<Cidr, u32>("sa_identities")?.entries()?;
+            entries.sort_by_key(|(cidr, _)| (cidr.addr, cidr.prefixlen));
+            let rows: Vec<Row> = entries
+                .into_iter()
+                .map(|(cidr, identity)| Row {
+                    cidr: text(cidr),
+                    identity,
+                })
+                .collect();
+            explain_empty(context, &rows, "identities", "identity add CIDR ID");
+            context.output.print(&rows, || {
+                table(
+                    &["cidr", "identity"],
+                    rows.iter()
+                        .map(|row| [row.cidr.clone(), row.identity.to_string()]),
+                )
+            })
+        }
+        Verb::Get { addr } => {
+            let instance = Instance::open(&context.place)?;
+            let (identity, source) = resolve(&instance, *addr)?;
+            let value =
+                serde_json::json!({ "address": addr, "identity": identity, "source": source });
+            context.output.print(&value, || {
+                table(
+                    &["address", "identity", "source"],
+                    [[addr.to_string(), identity.to_string(), source]],
+                )
+            })
+        }
+    }
+}
+
+/// The entry of exactly this prefix.
+fn find(identities: &Table<Cidr, u32>, key: Cidr) -> Result<Option<u32>> {
+    let entries = identities.entries()?;
+    Ok(entries
+        .into_iter()
+        .find(|(cidr, _)| *cidr == key)
+        .map(|(_, identity)| identity))
+}
+
+/// The same steps as `sa_identity()` of src/bpf/policy.h.
+fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
+    let key = Addr::from(addr);
+    let endpoint: Option<Endpoint> = instance.table("sa_endpoints")?.get(&key)?;
+    if let Some(endpoint) = endpoint.filter(|e| e.identity > 0) {
+        return Ok((endpoint.identity, "endpoint".to_owned()));
+    }
+    let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
+    if let Some(identity) = identities.get(&Cidr {
+        prefixlen: 128,
+        addr: key,
+    })? {
+        return Ok((identity, "identity table".to_owned()));
+    }
+    if endpoint.is_some_and(|e| e.host > 0) {
+        return Ok((IDENTITY_HOST, "host".to_owned()));
+    }
+    Ok((IDENTITY_WORLD, "no entry: world".to_owned()))
+}
+
+/// `10.0.0.0/8` for a v4-mapped key, also where the prefix is shorter than
+/// what v4-mapped addresses share.
+pub fn text(cidr: Cidr) -> String {
+    let ip = cidr.addr.ip();
+    let len = if ip.is_ipv4() && cidr.prefixlen >= 96 {
+        cidr.prefixlen - 96
+    } else {
+        cidr.prefixlen
+    };
+    format!("{ip}/{len}")
+}

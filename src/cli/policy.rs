@@ -1,0 +1,423 @@
+//! `policy`: which identities an endpoint may talk to, accelerated.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::Context;
+use super::entry::{IfExists, absent, add, del, explain_empty, finish};
+use crate::error::{Error, Result};
+use crate::maps::Table;
+use crate::maps::layout::{
+    Addr, EGRESS, Endpoint, IDENTITY_ANY, INGRESS, POLICY_DEFAULT_DENY, POLICY_RULE, Policy,
+    PolicyKey, VERDICT_ALLOW, VERDICT_DENY,
+};
+use crate::output::table;
+use crate::state::{Change, Instance};
+
+const IPPROTO_TCP: u8 = 6;
+
+/// Direction of a connection, seen from the endpoint: who connected counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Direction {
+    /// The endpoint connects
+    Egress,
+    /// The endpoint accepts
+    Ingress,
+}
+
+/// An identity, or `any`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u32);
+
+impl FromStr for Identity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("any", _) => Ok(Self(IDENTITY_ANY)),
+            (_, Ok(number)) if number > 0 => Ok(Self(number)),
+            _ => Err(format!(
+                "{text:?} is not an identity (a number from 1) or `any`"
+            )),
+        }
+    }
+}
+
+/// One word after the identity: a protocol with or without port, or a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// `tcp` or `tcp/PORT`; port 0 is every port.
+    Traffic(u16),
+    /// `allow`, `deny` or `proxy:PORT`, as in the map.
+    Verdict(i32),
+}
+
+impl FromStr for Word {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |text: &str| match text.parse::<u16>() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(format!("{text:?} is not a port (1 to 65535)")),
+        };
+        match text {
+            "tcp" => return Ok(Self::Traffic(0)),
+            "allow" => return Ok(Self::Verdict(VERDICT_ALLOW)),
+            "deny" => return Ok(Self::Verdict(VERDICT_DENY)),
+            _ => {}
+        }
+        if let Some(rest) = text.strip_prefix("tcp/") {
+            return port(rest).map(Self::Traffic);
+        }
+        if let Some(rest) = text.strip_prefix("proxy:") {
+            return port(rest).map(|port| Self::Verdict(i32::from(port)));
+        }
+        Err(format!(
+            "{text:?} is not tcp, tcp/PORT, allow, deny or proxy:PORT"
+        ))
+    }
+}
+
+/// The rule that a command line names.
+#[derive(Debug, clap::Args)]
+pub struct Rule {
+    /// The endpoint's address
+    endpoint: IpAddr,
+    /// Direction of the connection, seen from the endpoint
+    direction: Direction,
+    /// The other end's identity, or `any`
+    #[arg(value_name = "IDENTITY|any")]
+    identity: Identity,
+}
+
+impl Rule {
+    fn key(&self, traffic: Option<u16>) -> PolicyKey {
+        PolicyKey {
+            endpoint: self.endpoint.into(),
+            identity: self.identity.0,
+            port: traffic.unwrap_or(0),
+            proto: if traffic.is_some() { IPPROTO_TCP } else { 0 },
+            direction: match self.direction {
+                Direction::Egress => EGRESS,
+                Direction::Ingress => INGRESS,
+            },
+            kind: POLICY_RULE,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// What can be done with policy.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Add a rule; the first of an endpoint and direction makes `deny` its default
+    #[command(
+        override_usage = "sockaccel policy add ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]] allow|deny|proxy:PORT",
+        after_help = "\
+Deny means not accelerated: the stack and its filters decide. This is no firewall.
+The first hit decides: identity and port, any and port, identity and tcp, any and tcp, identity, any.
+
+Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
+    )]
+    Add {
+        #[command(flatten)]
+        rule: Rule,
+        /// tcp or tcp/PORT, then allow, deny or proxy:PORT
+        #[arg(value_name = "WORD", required = true, num_args = 1..=2)]
+        words: Vec<Word>,
+    },
+    /// Delete a rule
+    #[command(
+        visible_alias = "delete",
+        override_usage = "sockaccel policy del ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]"
+    )]
+    Del {
+        #[command(flatten)]
+        rule: Rule,
+        /// tcp or tcp/PORT
+        #[arg(value_name = "tcp[/PORT]")]
+        traffic: Option<Word>,
+        #[command(flatten)]
+        if_exists: IfExists,
+    },
+    /// All of them
+    #[command(visible_aliases = ["show", "ls"])]
+    List {
+        /// Only those of this endpoint
+        #[arg(long, value_name = "ADDR")]
+        endpoint: Option<IpAddr>,
+    },
+    /// One of them
+    #[command(
+        override_usage = "sockaccel policy get ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]"
+    )]
+    Get {
+        #[command(flatten)]
+        rule: Rule,
+        /// tcp or tcp/PORT
+        #[arg(value_name = "tcp[/PORT]")]
+        traffic: Option<Word>,
+    },
+}
+
+/// A rule, as `list` and `get` show it.
+#[derive(Debug, Serialize)]
+struct Row {
+    endpoint: IpAddr,
+    direction: &'static str,
+    identity: String,
+    protocol: &'static str,
+    port: Option<u16>,
+    verdict: String,
+    evaluations: u64,
+}
+
+impl Row {
+    fn new(key: &PolicyKey, policy: &Policy) -> Self {
+        Self {
+            endpoint: key.endpoint.ip(),
+            direction: if key.direction == EGRESS {
+                "egress"
+            } else {
+                "ingress"
+            },
+            identity: match key.identity {
+                _ if key.kind == POLICY_DEFAULT_DENY => "default".to_owned(),
+                IDENTITY_ANY => "any".to_owned(),
+                number => number.to_string(),
+            },
+            protocol: if key.proto == 0 { "any" } else { "tcp" },
+            port: (key.port > 0).then_some(key.port),
+            verdict: match policy.verdict {
+                VERDICT_ALLOW => "allow".to_owned(),
+                port if port > 0 => format!("proxy:{port}"),
+                _ => "deny".to_owned(),
+            },
+            evaluations: policy.evaluations,
+        }
+    }
+}
+
+type Rules = Table<PolicyKey, Policy>;
+
+/// Runs the verb.
+pub fn run(context: &Context, verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Add { rule, words } => {
+            let (traffic, verdict) = match words[..] {
+                [Word::Verdict(verdict)] => (None, verdict),
+                [Word::Traffic(port), Word::Verdict(verdict)] => (Some(port), verdict),
+                _ => {
+                    return Err(Error::Usage(
+                        "a rule ends with [tcp[/PORT]] and one of allow, deny, proxy:PORT".into(),
+                    ));
+                }
+            };
+            let instance = Instance::open_to_write(&context.place)?;
+            let endpoints: Table<Addr, Endpoint> = instance.table("sa_endpoints")?;
+            if endpoints.get(&rule.endpoint.into())?.is_none() {
+                return Err(Error::Failed(format!(
+                    "{0} is not an endpoint\n  Declare it first:  sockaccel endpoint add {0}",
+                    rule.endpoint
+                )));
+            }
+            let rules = instance.table("sa_policy")?;
+            let change = add_rule(context, &rules, &rule.key(traffic), verdict)?;
+            finish(context, &instance, change)
+        }
+        Verb::Del {
+            rule,
+            traffic,
+            if_exists,
+        } => {
+            let key = rule.key(traffic_of(*traffic)?);
+            let instance = Instance::open_to_write(&context.place)?;
+            let rules: Rules = instance.table("sa_policy")?;
+            let change = del(&rules, &key, describe(&key), if_exists)?;
+            if change == Change::Done && count(&rules, &key)? == 0 {
+                rules.remove(&default_deny(&key))?;
+            }
+            finish(context, &instance, change)
+        }
+        Verb::List { endpoint } => {
+            let instance = Instance::open(&context.place)?;
+            let mut rows: Vec<Row> = instance
+                .table("sa_policy")?
+                .entries()?
+                .iter()
+                .filter(|(key, _): &&(PolicyKey, Policy)| {
+                    endpoint.is_none_or(|addr| Addr::from(addr) == key.endpoint)
+                })
+                .map(|(key, policy)| Row::new(key, policy))
+                .collect();
+            rows.sort_by(|a, b| {
+                let order = |r: &Row| (r.endpoint, r.direction, r.identity.clone(), r.port);
+                order(a).cmp(&order(b))
+            });
+            explain_empty(
+                context,
+                &rows,
+                "policy rules",
+                "policy add ENDPOINT egress any allow",
+            );
+            context.output.print(&rows, || to_table(&rows))
+        }
+        Verb::Get { rule, traffic } => {
+            let key = rule.key(traffic_of(*traffic)?);
+            let instance = Instance::open(&context.place)?;
+            let rules: Rules = instance.table("sa_policy")?;
+            let found = rules.get(&key)?.ok_or_else(|| absent(describe(&key)))?;
+            let row = Row::new(&key, &found);
+            context
+                .output
+                .print(&row, || to_table(std::slice::from_ref(&row)))
+        }
+    }
+}
+
+fn traffic_of(word: Option<Word>) -> Result<Option<u16>> {
+    match word {
+        None => Ok(None),
+        Some(Word::Traffic(port)) => Ok(Some(port)),
+        Some(Word::Verdict(_)) => Err(Error::Usage(
+            "a rule is named by its traffic, tcp or tcp/PORT".into(),
+        )),
+    }
+}
+
+/// The default goes in first: between the two writes new connections are
+/// denied, never wrongly allowed.
+fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: i32) -> Result<Change> {
+    let default = default_deny(key);
+    let first = rules.get(&default)?.is_none();
+    if first {
+        rules.set(
+            &default,
+            &Policy {
+                verdict: VERDICT_DENY,
+                pad: 0,
+                evaluations: 0,
+            },
+        )?;
+    }
+    let value = Policy {
+        verdict,
+        pad: 0,
+        evaluations: 0,
+    };
+    let added = add(rules, rules.get(key)?, key, &value, describe(key), |old| {
+        old.verdict == verdict
+    });
+    if added.is_err() && first {
+        rules.remove(&default)?;
+    }
+    if first && added.is_ok() && !context.output.json {
+        let row = Row::new(key, &value);
+        eprintln!(
+            "First {} rule of {}: what no rule of it allows stays on the stack from now on.",
+            row.direction, row.endpoint
+        );
+    }
+    added
+}
+
+fn default_deny(key: &PolicyKey) -> PolicyKey {
+    PolicyKey {
+        identity: IDENTITY_ANY,
+        port: 0,
+        proto: 0,
+        kind: POLICY_DEFAULT_DENY,
+        ..*key
+    }
+}
+
+/// Rules of the same endpoint and direction.
+fn count(rules: &Rules, key: &PolicyKey) -> Result<usize> {
+    Ok(rules
+        .entries()?
+        .iter()
+        .filter(|(other, _)| {
+            other.kind == POLICY_RULE
+                && other.endpoint == key.endpoint
+                && other.direction == key.direction
+        })
+        .count())
+}
+
+fn describe(key: &PolicyKey) -> String {
+    let row = Row::new(
+        key,
+        &Policy {
+            verdict: 0,
+            pad: 0,
+            evaluations: 0,
+        },
+    );
+    let port = row.port.map(|port| format!("/{port}")).unwrap_or_default();
+    format!(
+        "policy of {} {} for identity {}, protocol {}{port}",
+        row.endpoint, row.direction, row.identity, row.protocol
+    )
+}
+
+fn to_table(rows: &[Row]) -> String {
+    table(
+        &[
+            "endpoint",
+            "direction",
+            "identity",
+            "protocol",
+            "port",
+            "verdict",
+            "evaluations",
+        ],
+        rows.iter().map(|row| {
+            [
+                row.endpoint.to_string(),
+                row.direction.to_owned(),
+                row.identity.clone(),
+                row.protocol.to_owned(),
+                row.port
+                    .map_or_else(|| "any".to_owned(), |port| port.to_string()),
+                row.verdict.clone(),
+                row.evaluations.to_string(),
+            ]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        for (text, expected) in [
+            ("tcp", Some(Word::Traffic(0))),
+            ("tcp/80", Some(Word::Traffic(80))),
+            ("allow", Some(Word::Verdict(0))),
+            ("deny", Some(Word::Verdict(-1))),
+            ("proxy:10000", Some(Word::Verdict(10000))),
+            ("tcp/0", None),
+            ("tcp/65536", None),
+            ("udp/53", None),
+            ("proxy:0", None),
+            ("proxy", None),
+            ("drop", None),
+        ] {
+            assert_eq!(text.parse::<Word>().ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn identities() {
+        assert_eq!("any".parse(), Ok(Identity(0)));
+        assert_eq!("7".parse(), Ok(Identity(7)));
+        for bad in ["0", "-1", "4294967296", "ANY", ""] {
+            assert!(bad.parse::<Identity>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! `service`: destinations that stay on the stack, unless marked.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::Context;
+use super::addr::end;
+use super::entry::{IfExists, absent, add, del, explain_empty, finish};
+use crate::error::Result;
+use crate::maps::Table;
+use crate::maps::layout::{Addr, Service, ServiceKey};
+use crate::output::table;
+use crate::state::{Change, Instance};
+
+const IPPROTO_TCP: u8 = 6;
+
+/// A service as users name it: `10.96.0.1:443` or `10.96.0.1:443/tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name(SocketAddr);
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bare = match text.rsplit_once('/') {
+            Some((bare, "tcp" | "TCP")) => bare,
+            Some((_, other)) => return Err(format!("protocol {other:?}: only tcp is accelerated")),
+            None => text,
+        };
+        match bare.parse::<SocketAddr>() {
+            Ok(addr) if addr.port() > 0 => Ok(Self(addr)),
+            _ => Err(format!(
+                "{text:?} is not VIP:PORT, like 10.96.0.1:443 or [fd00::1]:443"
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/tcp", end(self.0.ip().into(), self.0.port()))
+    }
+}
+
+impl From<Name> for ServiceKey {
+    fn from(Name(addr): Name) -> Self {
+        Self {
+            addr: Addr::from(addr.ip()),
+            port: addr.port(),
+            proto: IPPROTO_TCP,
+            pad: 0,
+        }
+    }
+}
+
+/// What can be done with services.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Declare a virtual address
+    #[command(after_help = "Example:  sockaccel service add 10.96.0.1:443 --accelerate")]
+    Add {
+        /// The virtual address
+        #[arg(value_name = "VIP:PORT[/tcp]")]
+        service: Name,
+        /// Accelerate its connections, through any translation
+        #[arg(long)]
+        accelerate: bool,
+    },
+    /// Forget it
+    #[command(visible_alias = "delete")]
+    Del {
+        /// The virtual address
+        #[arg(value_name = "VIP:PORT[/tcp]")]
+        service: Name,
+        #[command(flatten)]
+        if_exists: IfExists,
+    },
+    /// All of them
+    #[command(visible_aliases = ["show", "ls"])]
+    List,
+    /// One of them
+    Get {
+        /// The virtual address
+        #[arg(value_name = "VIP:PORT[/tcp]")]
+        service: Name,
+    },
+}
+
+/// A service, as `list` and `get` show it.
+#[derive(Debug, Serialize)]
+struct Row {
+    service: String,
+    protocol: &'static str,
+    accelerate: bool,
+    connections: u64,
+}
+
+impl Row {
+    fn new(key: ServiceKey, service: Service) -> Self {
+        Self {
+            service: end(key.addr, key.port),
+            protocol: "tcp",
+            accelerate: service.accelerate > 0,
+            connections: service.connections,
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(context: &Context, verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Add {
+            service,
+            accelerate,
+        } => {
+            let instance = Instance::open_to_write(&context.place)?;
+            let services: Table<ServiceKey, Service> = instance.table("sa_services")?;
+            let value = Service {
+                accelerate: u32::from(*accelerate),
+                pad: 0,
+                connections: 0,
+            };
+            let key = ServiceKey::from(*service);
+            let change = add(
+                &services,
+                services.get(&key)?,
+                &key,
+                &value,
+                format!("service {service}"),
+                |old| old.accelerate == value.accelerate,
+            )?;
+            finish(context, &instance, change)?;
+            if *accelerate {
+                say_new_only(context, change);
+            }
+            Ok(())
+        }
+        Verb::Del { service, if_exists } => {
+            let instance = Instance::open_to_write(&context.place)?;
+            let services: Table<ServiceKey, Service> = instance.table("sa_services")?;
+            let change = del(
+                &services,
+                &(*service).into(),
+                format!("service {service}"),
+                if_exists,
+            )?;
+            finish(context, &instance, change)?;
+            say_new_only(context, change);
+            Ok(())
+        }
+        Verb::List => {
+            let instance = Instance::open(&context.place)?;
+            let mut rows: Vec<Row> = instance
+                .table("sa_services")?
+                .entries()?
+                .into_iter()
+                .map(|(key, service)| Row::new(key, service))
+                .collect();
+            rows.sort_by(|a, b| a.service.cmp(&b.service));
+            explain_empty(context, &rows, "services", "service add VIP:PORT");
+            context.output.print(&rows, || to_table(&rows))
+        }
+        Verb::Get { service } => {
+            let instance = Instance::open(&context.place)?;
+            let services: Table<ServiceKey, Service> = instance.table("sa_services")?;
+            let key = ServiceKey::from(*service);
+            let found = services
+                .get(&key)?
+                .ok_or_else(|| absent(format!("service {service}")))?;
+            let row = Row::new(key, found);
+            context
+                .output
+                .print(&row, || to_table(std::slice::from_ref(&row)))
+        }
+    }
+}
+
+/// A service's connections are skipped when they are established, and a socket
+/// can be enrolled only then.
+fn say_new_only(context: &Context, change: Change) {
+    if change == Change::Done && !context.output.json {
+        eprintln!(
+            "Connections that stayed on the stack so far stay there; new ones are accelerated."
+        );
+    }
+}
+
+fn to_table(rows: &[Row]) -> String {
+    table(
+        &["service", "protocol", "accelerate", "connections"],
+        rows.iter().map(|row| {
+            [
+                row.service.clone(),
+                row.protocol.to_owned(),
+                if row.accelerate { "yes" } else { "no" }.to_owned(),
+                row.connections.to_string(),
+            ]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (text, expected) in [
+            ("10.96.0.1:443", Some("10.96.0.1:443/tcp")),
+            ("10.96.0.1:443/tcp", Some("10.96.0.1:443/tcp")),
+            ("[fd00::1]:80", Some("[fd00::1]:80/tcp")),
+            ("[::ffff:10.96.0.1]:80", Some("10.96.0.1:80/tcp")),
+            ("10.96.0.1:0", None),
+            ("10.96.0.1:443/udp", None),
+            ("10.96.0.1", None),
+            ("fd00::1:80", None),
+            ("web:80", None),
+        ] {
+            let got = text.parse::<Name>().ok().map(|name| name.to_string());
+            assert_eq!(got.as_deref(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Why an instance is not enabled, and what the administrator can do.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::features::Feature;
+use super::risk::Risk;
+use super::versions::Bug;
+use super::versions::Kernel;
+
+/// Everything was checked before anything was changed. The messages name the
+/// object and the way out; the program's name goes in front of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The process lacks capabilities.
+    #[error(
+        "enable refused: the process lacks {missing}\n  \
+         Nothing was changed. As root:  sudo {command}",
+        missing = missing.join(", "), command = way_out.command()
+    )]
+    Privileges {
+        /// Names of the capabilities.
+        missing: Vec<String>,
+        /// What was asked for.
+        way_out: WayOut,
+    },
+
+    /// It has them, but the kernel does not let it use BPF.
+    #[error(
+        "enable refused: the kernel forbids this process to create a BPF map ({error}),\n  \
+         although it has the capabilities: a user namespace, a seccomp filter or a security \
+         module stands between.\n  \
+         Nothing was changed. Outside of the container:  sudo {command}",
+        command = way_out.command()
+    )]
+    Forbidden {
+        /// What the kernel answered.
+        error: String,
+        /// What was asked for.
+        way_out: WayOut,
+    },
+
+    /// The kernel lacks something that cannot be done without.
+    #[error(
+        "enable refused: this kernel ({kernel}) lacks what the programs need:\n{list}  \
+         Nothing was changed. Nothing overrides this; a kernel that has it is needed.",
+        list = list(missing)
+    )]
+    Lacks {
+        /// The kernel, as in messages.
+        kernel: String,
+        /// What is missing.
+        missing: Vec<Feature>,
+    },
+
+    /// The kernel's version is known for memory errors.
+    #[error(
+        "enable refused: by its version this kernel ({kernel}) {text}\n  ({reference}, {fixed}). \
+         It can crash.\n  \
+         Nothing was changed. If your kernel has the fix all the same:  {command}",
+        text = bug.text, reference = bug.reference, fixed = fixed(kernel, bug),
+        command = way_out.allowing(Risk::KnownBadKernel)
+    )]
+    KnownBadKernel {
+        /// The kernel.
+        kernel: Kernel,
+        /// What is wrong with it.
+        bug: &'static Bug,
+        /// What was asked for.
+        way_out: WayOut,
+    },
+
+    /// FIONREAD lies about enrolled sockets.
+    #[error(
+        "enable refused: on this kernel ({kernel}) FIONREAD reports {reported} while data waits \
+         on an enrolled socket\n  \
+         (bug 929e30f93125, fixed by 04af4efde58a). Programs that rely on it can hang: \
+         nginx >= 1.17.5, Java NIO, .NET.\n  \
+         Nothing was changed. If none of them runs in {paths}:  {command}",
+        paths = way_out.paths(), command = way_out.allowing(Risk::Fionread)
+    )]
+    Fionread {
+        /// The kernel, as in messages.
+        kernel: String,
+        /// Bytes that FIONREAD reported while more waited.
+        reported: usize,
+        /// What was asked for.
+        way_out: WayOut,
+    },
+}
+
+impl Refusal {
+    /// Exit status of the command: 6 when privileges are missing, else 3.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Privileges { .. } | Self::Forbidden { .. } => 6,
+            Self::Lacks { .. } | Self::KnownBadKernel { .. } | Self::Fionread { .. } => 3,
+        }
+    }
+}
+
+/// The command that was given, to be given again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WayOut {
+    cgroups: Vec<PathBuf>,
+    allowed: Vec<Risk>,
+}
+
+impl WayOut {
+    pub(super) fn new<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Self {
+        Self {
+            cgroups: cgroups.iter().map(|path| path.as_ref().into()).collect(),
+            allowed: allowed.to_vec(),
+        }
+    }
+
+    fn paths(&self) -> String {
+        let paths: Vec<String> = self.cgroups.iter().map(|path| quoted(path)).collect();
+        paths.join(" or ")
+    }
+
+    fn command(&self) -> String {
+        let mut command = "sockaccel enable".to_owned();
+        for path in &self.cgroups {
+            let _ = write!(command, " --cgroup {}", quoted(path));
+        }
+        for risk in &self.allowed {
+            let _ = write!(command, " --allow {risk}");
+        }
+        command
+    }
+
+    fn allowing(&self, risk: Risk) -> String {
+        format!("{} --allow {risk}", self.command())
+    }
+}
+
+/// As a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-@%+=:,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+fn list(missing: &[Feature]) -> String {
+    missing.iter().fold(String::new(), |mut list, feature| {
+        let _ = writeln!(list, "    {} ({})", feature.piece, feature.since);
+        list
+    })
+}
+
+fn fixed(kernel: &Kernel, bug: &Bug) -> String {
+    match kernel.version.and_then(|version| bug.fixed_for(version)) {
+        Some(version) => format!("fixed in {version}"),
+        None => "fixed in later versions".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::features::Piece;
+    use super::super::features::State;
+    use super::super::versions::BUGS;
+    use super::*;
+
+    fn way_out(allowed: &[Risk]) -> WayOut {
+        WayOut::new(&["/sys/fs/cgroup/web"], allowed)
+    }
+
+    #[test]
+    fn fionread_has_the_documented_form() {
+        let refusal = Refusal::Fionread {
+            kernel: "6.18.44".to_owned(),
+            reported: 0,
+            way_out: WayOut::new(&["PATH"], &[]),
+        };
+        assert_eq!(
+            format!("sockaccel: {refusal}\n"),
+            "\
+sockaccel: enable refused: on this kernel (6.18.44) FIONREAD reports 0 while data waits on an enrolled socket
+  (bug 929e30f93125, fixed by 04af4efde58a). Programs that rely on it can hang: nginx >= 1.17.5, Java NIO, .NET.
+  Nothing was changed. If none of them runs in PATH:  sockaccel enable --cgroup PATH --allow fionread
+"
+        );
+        assert_eq!(refusal.exit_code(), 3);
+    }
+
+    #[test]
+    fn the_way_out_repeats_what_was_asked_for() {
+        let cases: [(&[&str], &[Risk], &str, &str); 4] = [
+            (
+                &["/sys/fs/cgroup/web"],
+                &[],
+                "/sys/fs/cgroup/web",
+                "sockaccel enable --cgroup /sys/fs/cgroup/web --allow fionread",
+            ),
+            (
+                &["/a", "/b"],
+                &[Risk::KnownBadKernel],
+                "/a or /b",
+                "sockaccel enable --cgroup /a --cgroup /b --allow known-bad-kernel --allow fionread",
+            ),
+            (
+                &["/a b"],
+                &[],
+                "'/a b'",
+                "sockaccel enable --cgroup '/a b' --allow fionread",
+            ),
+            (
+                &["/it's"],
+                &[],
+                r"'/it'\''s'",
+                r"sockaccel enable --cgroup '/it'\''s' --allow fionread",
+            ),
+        ];
+        for (cgroups, allowed, paths, command) in cases {
+            let way_out = WayOut::new(cgroups, allowed);
+            assert_eq!(way_out.paths(), paths);
+            assert_eq!(way_out.allowing(Risk::Fionread), command);
+        }
+    }
+
+    #[test]
+    fn the_other_forms() {
+        let cases = [
+            (
+                Refusal::Privileges {
+                    missing: vec!["CAP_BPF".to_owned(), "CAP_NET_ADMIN".to_owned()],
+                    way_out: way_out(&[]),
+                },
+                6,
+                "\
+enable refused: the process lacks CAP_BPF, CAP_NET_ADMIN
+  Nothing was changed. As root:  sudo sockaccel enable --cgroup /sys/fs/cgroup/web",
+            ),
+            (
+                Refusal::Forbidden {
+                    error: "Operation not permitted (os error 1)".to_owned(),
+                    way_out: way_out(&[Risk::Fionread]),
+                },
+                6,
+                "\
+enable refused: the kernel forbids this process to create a BPF map (Operation not permitted (os error 1)),
+  although it has the capabilities: a user namespace, a seccomp filter or a security module stands between.
+  Nothing was changed. Outside of the container:  sudo sockaccel enable --cgroup /sys/fs/cgroup/web --allow fionread",
+            ),
+            (
+                Refusal::Lacks {
+                    kernel: "5.4.0".to_owned(),
+                    missing: vec![Feature {
+                        piece: Piece::Iterator { name: "sockmap" },
+                        since: "Linux 5.10",
+                        state: State::Missing,
+                    }],
+                },
+                3,
+                "\
+enable refused: this kernel (5.4.0) lacks what the programs need:
+    BPF iter/sockmap programs (Linux 5.10)
+  Nothing was changed. Nothing overrides this; a kernel that has it is needed.",
+            ),
+            (
+                Refusal::KnownBadKernel {
+                    kernel: Kernel::parse("6.8.0-31-generic", ""),
+                    bug: &BUGS[0],
+                    way_out: way_out(&[]),
+                },
+                3,
+                "\
+enable refused: by its version this kernel (6.8.0-31-generic) can use freed memory when an enrolled socket is replaced or closed
+  (CVE-2024-56664, fixed in 6.12.6). It can crash.
+  Nothing was changed. If your kernel has the fix all the same:  sockaccel enable --cgroup /sys/fs/cgroup/web --allow known-bad-kernel",
+            ),
+        ];
+        for (refusal, exit_code, expected) in cases {
+            assert_eq!(refusal.to_string(), expected);
+            assert_eq!(refusal.exit_code(), exit_code);
+        }
+    }
+}

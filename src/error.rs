@@ -1,0 +1,131 @@
+//! What can go wrong, and the exit status each failure has.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A failure: the object, the operation, the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line or a value on it makes no sense (exit status 2).
+    #[error("{0}")]
+    Usage(String),
+    /// The kernel lacks or breaks something (exit status 3).
+    #[error("{0}")]
+    Refused(String),
+    /// `enable` refused (exit status 3 or 6).
+    #[error(transparent)]
+    EnableRefused(#[from] crate::doctor::Refusal),
+    /// The instance is not enabled (exit status 4).
+    #[error("instance {instance} is not enabled\n  To enable it:  sockaccel enable --cgroup PATH{}", instance_option(.instance))]
+    NotEnabled {
+        /// Name of the instance.
+        instance: String,
+    },
+    /// A privilege is missing (exit status 6).
+    #[error("{0}")]
+    Privileges(String),
+    /// The object is not what the operation needs (exit status 1).
+    #[error("{0}")]
+    Failed(String),
+    /// A system call failed (exit status 1, or 6 when it was denied).
+    #[error("cannot {operation} {object}: {source}{}", hint_line(.hint))]
+    Os {
+        /// What was tried, as a verb: "attach to".
+        operation: &'static str,
+        /// What it was tried on.
+        object: String,
+        /// What the kernel said.
+        source: io::Error,
+        /// The way out, or empty.
+        hint: String,
+    },
+}
+
+/// A result with this crate's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The exit status of DESIGN's command line contract; see sockaccel(8).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Refused(_) => 3,
+            Self::EnableRefused(refusal) => refusal.exit_code(),
+            Self::NotEnabled { .. } => 4,
+            Self::Privileges(_) => 6,
+            Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
+            Self::Failed(_) | Self::Os { .. } => 1,
+        }
+    }
+
+    /// A failed system call on an object that has a name.
+    pub fn os(operation: &'static str, object: impl Into<String>, source: io::Error) -> Self {
+        Self::Os {
+            operation,
+            object: object.into(),
+            source,
+            hint: String::new(),
+        }
+    }
+
+    /// A failed system call on a file.
+    pub fn path(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::os(operation, path.display().to_string(), source)
+    }
+
+    /// A failed call into libbpf.
+    pub fn bpf(
+        operation: &'static str,
+        object: impl Into<String>,
+        source: &libbpf_rs::Error,
+    ) -> Self {
+        Self::os(operation, object, io_error(source))
+    }
+
+    /// The same failure with a way out.
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::Os { hint, .. } = &mut self {
+            *hint = text.into();
+        }
+        self
+    }
+
+    /// The file does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Os { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+fn hint_line(hint: &str) -> String {
+    if hint.is_empty() {
+        String::new()
+    } else {
+        format!("\n  {hint}")
+    }
+}
+
+fn instance_option(instance: &str) -> String {
+    if instance == crate::state::DEFAULT_INSTANCE {
+        String::new()
+    } else {
+        format!(" --instance {instance}")
+    }
+}
+
+/// libbpf-rs keeps the kernel's errno only as a kind; this keeps what it says.
+fn io_error(error: &libbpf_rs::Error) -> io::Error {
+    let kind = match error.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+        libbpf_rs::ErrorKind::NotFound => io::ErrorKind::NotFound,
+        libbpf_rs::ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error.to_string())
+}
+
+/// Names a path in errors of closures: `fs::read(p).map_err(on("read", &p))`.
+pub fn on(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = PathBuf::from(path);
+    move |source| Error::path(operation, &path, source)
+}

@@ -1,0 +1,9 @@
+//! Typed access to each map of an instance.
+
+pub mod layout;
+pub mod sockets;
+mod stats;
+mod table;
+
+pub use stats::Stats;
+pub use table::{Plain, Table};

@@ -1,0 +1,122 @@
+//! `sa_stats`: the counters, summed over CPUs.
+
+use std::path::Path;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use crate::error::{Error, Result};
+use crate::outcome::{REASONS, WHYS};
+
+/// `struct sa_stats` of src/bpf/maps.h, summed over all CPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Stats {
+    /// Sockets that became ESTABLISHED in an enabled cgroup.
+    pub seen: u64,
+    /// Sockets enrolled, ever; the ejected ones are counted here too.
+    pub enrolled_ever: u64,
+    /// Enrolled sockets that have closed.
+    pub closed: u64,
+    /// Sockets that found their peer.
+    pub paired: u64,
+    pub redirected_messages: u64,
+    pub redirected_bytes: u64,
+    pub stack_messages: u64,
+    pub stack_bytes: u64,
+    pub promotions: u64,
+    /// `setsockopt(2)` calls refused on enrolled sockets.
+    pub refused_options: u64,
+    /// Directions demoted in company, at the hard cap.
+    pub hard_cap: u64,
+    /// Sockets skipped, by the index of [`REASONS`].
+    pub skipped: Vec<u64>,
+    /// Sockets ejected, by the index of [`REASONS`].
+    pub ejected: Vec<u64>,
+    /// Messages that went by the stack, by the index of [`WHYS`].
+    pub stack_why: Vec<u64>,
+    /// Demotions, by the index of [`WHYS`].
+    pub demoted_why: Vec<u64>,
+}
+
+const SCALARS: usize = 11;
+const WORDS: usize = SCALARS + 2 * REASONS.len() + 2 * WHYS.len();
+
+impl Stats {
+    /// Reads the counters of the instance pinned in this directory.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let name = "sa_stats";
+        let map = MapHandle::from_pinned_path(dir.join(name))
+            .map_err(|e| Error::bpf("open map", dir.join(name).display().to_string(), &e))?;
+        let per_cpu = map
+            .lookup_percpu(&0_u32.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::bpf("look up in map", name, &e))?
+            .unwrap_or_default();
+        Self::sum(&per_cpu).ok_or_else(|| {
+            Error::Refused(format!(
+                "map {name} has another layout than this version of sockaccel"
+            ))
+        })
+    }
+
+    fn sum(per_cpu: &[Vec<u8>]) -> Option<Self> {
+        let mut words = [0_u64; WORDS];
+        for copy in per_cpu {
+            let (counters, rest) = copy.as_chunks::<8>();
+            if counters.len() != WORDS || !rest.is_empty() {
+                return None;
+            }
+            for (sum, bytes) in words.iter_mut().zip(counters) {
+                *sum = sum.wrapping_add(u64::from_ne_bytes(*bytes));
+            }
+        }
+        let (scalars, rest) = words.split_at(SCALARS);
+        let (skipped, rest) = rest.split_at(REASONS.len());
+        let (ejected, rest) = rest.split_at(REASONS.len());
+        let (stack_why, demoted_why) = rest.split_at(WHYS.len());
+        Some(Self {
+            seen: scalars[0],
+            enrolled_ever: scalars[1],
+            closed: scalars[2],
+            paired: scalars[3],
+            redirected_messages: scalars[4],
+            redirected_bytes: scalars[5],
+            stack_messages: scalars[6],
+            stack_bytes: scalars[7],
+            promotions: scalars[8],
+            refused_options: scalars[9],
+            hard_cap: scalars[10],
+            skipped: skipped.to_vec(),
+            ejected: ejected.to_vec(),
+            stack_why: stack_why.to_vec(),
+            demoted_why: demoted_why.to_vec(),
+        })
+    }
+
+    /// Sockets that were enrolled and were not ejected.
+    pub fn enrolled(&self) -> u64 {
+        self.enrolled_ever.saturating_sub(self.ejected.iter().sum())
+    }
+
+    /// Sockets enrolled at this moment.
+    pub fn enrolled_now(&self) -> u64 {
+        self.enrolled().saturating_sub(self.closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_cpus_and_refuses_other_sizes() {
+        let copy: Vec<u8> = (0..WORDS as u64).flat_map(u64::to_ne_bytes).collect();
+        let stats = Stats::sum(&[copy.clone(), copy.clone()]).unwrap();
+        assert_eq!(
+            (stats.seen, stats.enrolled_ever, stats.hard_cap),
+            (0, 2, 20)
+        );
+        assert_eq!(stats.skipped[0], 2 * SCALARS as u64);
+        assert_eq!(*stats.demoted_why.last().unwrap(), 2 * (WORDS as u64 - 1));
+        assert_eq!(Stats::sum(&[copy[8..].to_vec()]), None);
+    }
+}

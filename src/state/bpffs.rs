@@ -1,0 +1,46 @@
+//! The bpffs that holds the pins.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::error::{Error, Result, on};
+
+/// Where bpffs is mounted by convention.
+pub const DEFAULT_DIR: &str = "/sys/fs/bpf";
+
+/// Whether the directory lies on a bpffs.
+pub fn is_bpffs(dir: &Path) -> Result<bool> {
+    let fs = statfs(dir).map_err(|e| on("look at", dir)(e.into()))?;
+    Ok(fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Makes sure that the directory lies on a bpffs, mounting one if need be.
+pub fn ensure(dir: &Path) -> Result<()> {
+    if is_bpffs(dir)? {
+        return Ok(());
+    }
+    if fs::read_dir(dir)
+        .map_err(on("read directory", dir))?
+        .next()
+        .is_some()
+    {
+        return Err(Error::Failed(format!(
+            "{} is not a bpffs, and not empty\n  Give an empty directory or one on a bpffs with --bpffs.",
+            dir.display()
+        )));
+    }
+    mount(
+        Some("bpf"),
+        dir,
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .map_err(|e| {
+        Error::path("mount bpffs on", dir, e.into())
+            .hint("Mount it outside:  mount -t bpf bpf /sys/fs/bpf   or name another with --bpffs.")
+    })
+}

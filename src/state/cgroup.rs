@@ -1,0 +1,78 @@
+//! Cgroups of the unified hierarchy.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+
+use crate::error::{Error, Result, on};
+
+/// An open cgroup v2 directory.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its id in the kernel: the inode number of the directory.
+    pub id: u64,
+    /// The open directory.
+    pub dir: File,
+}
+
+impl Cgroup {
+    /// Opens a directory that must be a cgroup v2.
+    pub fn open(path: &Path) -> Result<Self> {
+        let path = fs::canonicalize(path).map_err(|e| {
+            Error::path("open cgroup", path, e)
+                .hint(format!("Make it with mkdir below {}.", mount_hint()))
+        })?;
+        let dir = File::open(&path).map_err(on("open cgroup", &path))?;
+        let fs = fstatfs(dir.as_fd()).map_err(|e| on("look at", &path)(e.into()))?;
+        if fs.filesystem_type() != CGROUP2_SUPER_MAGIC || !path.is_dir() {
+            return Err(Error::Failed(format!(
+                "{} is not a cgroup v2 directory\n  Cgroups of version 2 are below {}.",
+                path.display(),
+                mount_hint()
+            )));
+        }
+        let id = dir.metadata().map_err(on("look at", &path))?.ino();
+        Ok(Self { path, id, dir })
+    }
+}
+
+/// Where cgroup v2 is mounted: /sys/fs/cgroup, or below it in hybrid layouts.
+pub fn mounts() -> Vec<PathBuf> {
+    fs::read_to_string("/proc/self/mounts")
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (target, kind) = (fields.nth(1)?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(target))
+        })
+        .collect()
+}
+
+/// The path of a cgroup id, if it still exists.
+pub fn path_of(id: u64) -> Option<PathBuf> {
+    mounts().into_iter().find_map(|root| find(&root, id))
+}
+
+fn find(dir: &Path, id: u64) -> Option<PathBuf> {
+    if fs::metadata(dir).ok()?.ino() == id {
+        return Some(dir.to_owned());
+    }
+    fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+        .find_map(|entry| find(&entry.path(), id))
+}
+
+fn mount_hint() -> String {
+    match mounts().first() {
+        Some(path) => path.display().to_string(),
+        None => "a cgroup2 mount, which this machine lacks:  mount -t cgroup2 none DIR".to_owned(),
+    }
+}

@@ -1,0 +1,478 @@
+//! Building, changing, reading and taking down one instance.
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::cgroup::{self, Cgroup};
+use super::dir::{Lock, Place, remove_tree};
+use super::tracefs;
+use crate::error::{Error, Result, on};
+use crate::maps::Table;
+use crate::maps::layout::{Addr, Cidr, Config, FILTER_INCLUDE, LAYOUT};
+use crate::sys::bpf::{self, AttachType};
+
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks
+)]
+mod skel {
+    include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
+}
+
+/// The programs attached to every enabled cgroup, and how.
+const CGROUP_PROGRAMS: [(&str, AttachType); 2] = [
+    ("sa_sockops", AttachType::CgroupSockOps),
+    ("sa_setsockopt", AttachType::CgroupSetsockopt),
+];
+
+/// What `enable` can set. `None` leaves what an existing instance has.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Accelerate blocking readers too.
+    pub blocking: Option<bool>,
+    /// `SCOPE_LOCAL` or `SCOPE_ENDPOINTS`.
+    pub scope: Option<u32>,
+    /// Messages that may wait in one redirect queue.
+    pub budget_messages: Option<u32>,
+    /// Bytes that may wait in one redirect queue.
+    pub budget_bytes: Option<u32>,
+    /// Sockets the instance can hold; fixed when it is made.
+    pub max_sockets: Option<u32>,
+    /// Bits of the risks accepted, added to those accepted before.
+    pub allow: u32,
+    /// Ports with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; replaces when not empty.
+    pub ports: Vec<(u16, u8)>,
+    /// Networks with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; likewise.
+    pub cidrs: Vec<(ipnet::IpNet, u8)>,
+    /// For tests: transitions in company.
+    pub without_company_rule: bool,
+    /// For tests: no splice observer.
+    pub without_observer: bool,
+}
+
+/// One cgroup of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Kernel id.
+    pub id: u64,
+    /// Path, `None` when the cgroup is gone.
+    pub path: Option<PathBuf>,
+}
+
+/// What a call changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Something is different now.
+    Done,
+    /// It was so before.
+    Nothing,
+}
+
+/// An enabled instance, open under a lock.
+#[derive(Debug)]
+pub struct Instance {
+    place: Place,
+    _lock: Lock,
+}
+
+impl Instance {
+    /// Opens for reading.
+    pub fn open(place: &Place) -> Result<Self> {
+        let lock = place.read()?;
+        let instance = Self {
+            place: place.clone(),
+            _lock: lock,
+        };
+        instance.check_layout()?;
+        Ok(instance)
+    }
+
+    /// Opens for changing its tables.
+    pub fn open_to_write(place: &Place) -> Result<Self> {
+        if !place.exists() {
+            return Err(Error::NotEnabled {
+                instance: place.instance.clone(),
+            });
+        }
+        let lock = place.write()?;
+        if !place.exists() {
+            place.remove_base_if_empty();
+            return Err(Error::NotEnabled {
+                instance: place.instance.clone(),
+            });
+        }
+        let instance = Self {
+            place: place.clone(),
+            _lock: lock,
+        };
+        instance.check_layout()?;
+        Ok(instance)
+    }
+
+    /// Enables: makes the instance if need be, applies the settings, attaches
+    /// to the cgroups. What fails before the end leaves what was before.
+    pub fn enable(place: &Place, cgroups: &[Cgroup], settings: &Settings) -> Result<Change> {
+        let lock = place.write()?;
+        if place.exists() {
+            let instance = Self {
+                place: place.clone(),
+                _lock: lock,
+            };
+            instance.check_layout()?;
+            return instance.extend(cgroups, settings);
+        }
+        let building = place.building();
+        let made = build(&building, cgroups, settings)
+            .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
+        if let Err(error) = made {
+            // The first failure is the one to report.
+            let _ = remove_tree(&building);
+            place.remove_base_if_empty();
+            return Err(error);
+        }
+        let instance = Self {
+            place: place.clone(),
+            _lock: lock,
+        };
+        instance.change_config(|config| config.enabled = 1)?;
+        Ok(Change::Done)
+    }
+
+    fn extend(&self, cgroups: &[Cgroup], settings: &Settings) -> Result<Change> {
+        let dir = self.dir();
+        if let Some(wanted) = settings.max_sockets {
+            let map = open_map(&dir, "sa_sockhash")?;
+            if map.max_entries() != wanted {
+                return Err(Error::Failed(format!(
+                    "instance {} holds {} sockets at most, and that cannot change while it is enabled\n  To change it:  sockaccel disable, then enable again",
+                    self.place.instance,
+                    map.max_entries()
+                )));
+            }
+        }
+        let mut change = Change::Nothing;
+        let before = self.attached()?;
+        for cgroup in cgroups
+            .iter()
+            .filter(|c| before.iter().all(|b| b.id != c.id))
+        {
+            attach(&dir, cgroup)?;
+            change = Change::Done;
+        }
+        let old = self.config()?;
+        write_filters(&dir, settings)?;
+        self.change_config(|config| {
+            apply(config, settings);
+            config.enabled = 1;
+        })?;
+        if self.config()? != old {
+            change = Change::Done;
+        }
+        Ok(change)
+    }
+
+    /// Takes one cgroup out; its connections stay enrolled until they close.
+    pub fn disable_cgroup(self, id: u64) -> Result<Change> {
+        if self.attached()?.iter().all(|a| a.id != id) {
+            return Ok(Change::Nothing);
+        }
+        if self.attached()?.len() == 1 {
+            return self.disable();
+        }
+        remove_tree(&cgroup_dir(&self.dir(), id))?;
+        Ok(Change::Done)
+    }
+
+    /// Stops redirecting, detaches, unpins. Live sockets stay in the map, which
+    /// their own programs keep alive, and are never deleted from it.
+    pub fn disable(self) -> Result<Change> {
+        self.change_config(|config| config.enabled = 0)?;
+        detach_skmsg(&self.dir())?;
+        let leaving = self.place.leaving();
+        fs::rename(self.dir(), &leaving).map_err(on("rename", &self.dir()))?;
+        remove_tree(&leaving)?;
+        self.place.remove_base_if_empty();
+        Ok(Change::Done)
+    }
+
+    /// Its directory of pins.
+    pub fn dir(&self) -> PathBuf {
+        self.place.dir()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.place.instance
+    }
+
+    /// Opens one of its tables.
+    pub fn table<K: crate::maps::Plain, V: crate::maps::Plain>(
+        &self,
+        name: &'static str,
+    ) -> Result<Table<K, V>> {
+        Table::open(&self.dir(), name)
+    }
+
+    /// The cgroups it is attached to.
+    pub fn attached(&self) -> Result<Vec<Attached>> {
+        let dir = self.dir();
+        let mut attached: Vec<Attached> = fs::read_dir(&dir)
+            .map_err(on("read directory", &dir))?
+            .flatten()
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix("cgroup-")?
+                    .parse()
+                    .ok()
+            })
+            .map(|id| Attached {
+                id,
+                path: cgroup::path_of(id),
+            })
+            .collect();
+        attached.sort_by_key(|a| a.id);
+        Ok(attached)
+    }
+
+    /// The switches and tunables.
+    pub fn config(&self) -> Result<Config> {
+        read_config(&self.dir())
+    }
+
+    /// Room in the table of sockets.
+    pub fn max_sockets(&self) -> Result<u32> {
+        Ok(open_map(&self.dir(), "sa_sockhash")?.max_entries())
+    }
+
+    /// Makes every live direction look at the tables again. To be called after
+    /// each change of policy, identities, endpoints or services.
+    pub fn bump_generation(&self) -> Result<()> {
+        self.change_config(|config| config.generation = config.generation.wrapping_add(1))
+    }
+
+    fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        let mut config = self.config()?;
+        change(&mut config);
+        write_config(&self.dir(), &config)
+    }
+
+    fn check_layout(&self) -> Result<()> {
+        let config = self.config()?;
+        if config.layout == LAYOUT {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  disable it with the version that made it, then enable",
+            self.place.instance, config.layout
+        )))
+    }
+}
+
+/// Loads the programs and pins everything below `dir`, switched off.
+fn build(dir: &Path, cgroups: &[Cgroup], settings: &Settings) -> Result<()> {
+    fs::create_dir(dir).map_err(|e| {
+        on("create", dir)(e).hint("Is the bpffs writable? Another can be named with --bpffs.")
+    })?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = skel::SockaccelSkelBuilder::default()
+        .open(&mut storage)
+        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    if let Some(max) = settings.max_sockets {
+        for map in [&mut open.maps.sa_sockhash, &mut open.maps.sa_conns] {
+            map.set_max_entries(max)
+                .map_err(|e| Error::bpf("size", "the socket tables", &e))?;
+        }
+    }
+    let mut skeleton = open
+        .load()
+        .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
+
+    for mut map in skeleton.object_mut().maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        // Global variables live and die with the programs.
+        if name.starts_with("sa_") {
+            map.pin(dir.join(&name))
+                .map_err(|e| Error::bpf("pin map", name, &e))?;
+        }
+    }
+    for mut program in skeleton.object_mut().progs_mut() {
+        let name = program.name().to_string_lossy().into_owned();
+        program
+            .pin(dir.join(&name))
+            .map_err(|e| Error::bpf("pin program", name, &e))?;
+    }
+    let mut config = Config {
+        layout: LAYOUT,
+        budget_messages: 64,
+        budget_bytes: 256 * 1024,
+        max_message: 64 * 1024,
+        ..Config::new_zeroed()
+    };
+    apply(&mut config, settings);
+    write_config(dir, &config)?;
+    write_filters(dir, settings)?;
+
+    attach_skmsg(dir)?;
+    tracefs::ensure()?;
+    let mut observer = skeleton.progs.sa_splice.attach().map_err(|e| {
+        Error::bpf(
+            "attach",
+            "the splice observer to tracepoint sys_enter_splice",
+            &e,
+        )
+    })?;
+    observer
+        .pin(dir.join("link-splice"))
+        .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))?;
+    cgroups.iter().try_for_each(|cgroup| attach(dir, cgroup))
+}
+
+fn apply(config: &mut Config, settings: &Settings) {
+    config.blocking = settings.blocking.map_or(config.blocking, u32::from);
+    config.scope = settings.scope.unwrap_or(config.scope);
+    config.budget_messages = settings.budget_messages.unwrap_or(config.budget_messages);
+    config.budget_bytes = settings.budget_bytes.unwrap_or(config.budget_bytes);
+    config.allow |= settings.allow;
+    config.without_company_rule |= u32::from(settings.without_company_rule);
+    config.without_observer |= u32::from(settings.without_observer);
+    if !settings.ports.is_empty() {
+        config.port_includes = u32::from(settings.ports.iter().any(|p| p.1 == FILTER_INCLUDE));
+    }
+    if !settings.cidrs.is_empty() {
+        config.cidr_includes = u32::from(settings.cidrs.iter().any(|c| c.1 == FILTER_INCLUDE));
+    }
+}
+
+/// Replaces the filters of each kind that is given.
+fn write_filters(dir: &Path, settings: &Settings) -> Result<()> {
+    if !settings.ports.is_empty() {
+        let ports: Table<u32, u8> = Table::open(dir, "sa_ports")?;
+        let mut all = vec![0_u8; 1 << 16];
+        for (port, filter) in &settings.ports {
+            all[usize::from(*port)] = *filter;
+        }
+        for (port, filter) in (0_u32..).zip(&all) {
+            if ports.get(&port)? != Some(*filter) {
+                ports.set(&port, filter)?;
+            }
+        }
+    }
+    if !settings.cidrs.is_empty() {
+        let cidrs: Table<Cidr, u32> = Table::open(dir, "sa_cidrs")?;
+        for (key, _) in cidrs.entries()? {
+            cidrs.remove(&key)?;
+        }
+        for (net, filter) in &settings.cidrs {
+            cidrs.set(&Cidr::from(*net), &u32::from(*filter))?;
+        }
+    }
+    Ok(())
+}
+
+impl From<ipnet::IpNet> for Cidr {
+    fn from(net: ipnet::IpNet) -> Self {
+        let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+        Self {
+            prefixlen: mapped + u32::from(net.prefix_len()),
+            addr: Addr::from(net.network()),
+        }
+    }
+}
+
+fn cgroup_dir(dir: &Path, id: u64) -> PathBuf {
+    dir.join(format!("cgroup-{id}"))
+}
+
+/// Attaches to one cgroup, beside what others attached there.
+fn attach(dir: &Path, cgroup: &Cgroup) -> Result<()> {
+    let pins = cgroup_dir(dir, cgroup.id);
+    fs::create_dir(&pins).map_err(on("create", &pins))?;
+    let attached = CGROUP_PROGRAMS.iter().try_for_each(|(name, kind)| {
+        let program = open_pin(&dir.join(name))?;
+        let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), *kind).map_err(|e| {
+            Error::path("attach to cgroup", &cgroup.path, e).hint(
+                "Another program may be attached there exclusively: `bpftool cgroup show PATH` names it.",
+            )
+        })?;
+        let pin = pins.join(name);
+        bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
+    });
+    if attached.is_err() {
+        // The first failure is the one to report.
+        let _ = remove_tree(&pins);
+    }
+    attached
+}
+
+/// Sockets enrolled from now on run `sa_skmsg`.
+fn attach_skmsg(dir: &Path) -> Result<()> {
+    let (program, map) = (
+        open_pin(&dir.join("sa_skmsg"))?,
+        open_pin(&dir.join("sa_sockhash"))?,
+    );
+    match bpf::link_create(program.as_fd(), map.as_fd(), AttachType::SkMsgVerdict) {
+        Ok(link) => {
+            let pin = dir.join("link-skmsg");
+            bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
+        }
+        // Before 6.10 sockmaps have no links.
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {
+            bpf::prog_attach(program.as_fd(), map.as_fd(), AttachType::SkMsgVerdict)
+                .map_err(|e| Error::os("attach sa_skmsg to", "sa_sockhash", e))
+        }
+        Err(e) => Err(Error::os("attach sa_skmsg to", "sa_sockhash", e)),
+    }
+}
+
+/// Without a link the map would keep its program, and the program its map.
+fn detach_skmsg(dir: &Path) -> Result<()> {
+    if dir.join("link-skmsg").exists() {
+        return Ok(());
+    }
+    let (program, map) = (
+        open_pin(&dir.join("sa_skmsg"))?,
+        open_pin(&dir.join("sa_sockhash"))?,
+    );
+    bpf::prog_detach(program.as_fd(), map.as_fd(), AttachType::SkMsgVerdict)
+        .map_err(|e| Error::os("detach sa_skmsg from", "sa_sockhash", e))
+}
+
+fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
+    bpf::open_pinned(path).map_err(on("open", path))
+}
+
+fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
+    let path = dir.join(name);
+    MapHandle::from_pinned_path(&path)
+        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
+}
+
+fn read_config(dir: &Path) -> Result<Config> {
+    let bytes = open_map(dir, "sa_config")?
+        .lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)
+        .map_err(|e| Error::bpf("look up in map", "sa_config", &e))?
+        .unwrap_or_default();
+    Config::read_from_bytes(&bytes).map_err(|_| {
+        Error::Refused(format!(
+            "{} has another layout than this version of sockaccel\n  Disable it with the version that made it.",
+            dir.display()
+        ))
+    })
+}
+
+fn write_config(dir: &Path, config: &Config) -> Result<()> {
+    open_map(dir, "sa_config")?
+        .update(&0_u32.to_ne_bytes(), config.as_bytes(), MapFlags::ANY)
+        .map_err(|e| Error::bpf("write to map", "sa_config", &e))
+}

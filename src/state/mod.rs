@@ -1,0 +1,10 @@
+//! What an instance is in the kernel: pins in bpffs, links to cgroups, a lock.
+
+pub mod bpffs;
+pub mod cgroup;
+mod dir;
+mod instance;
+mod tracefs;
+
+pub use dir::{DEFAULT_INSTANCE, Lock, Place};
+pub use instance::{Attached, Change, Instance, Settings};

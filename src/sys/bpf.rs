@@ -1,0 +1,152 @@
+//! bpf(2) where libbpf-rs has no call, or one that hides errors.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Where a program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachType {
+    /// `BPF_CGROUP_SOCK_OPS`
+    CgroupSockOps,
+    /// `BPF_CGROUP_SETSOCKOPT`
+    CgroupSetsockopt,
+    /// `BPF_SK_MSG_VERDICT`
+    SkMsgVerdict,
+}
+
+impl AttachType {
+    const fn raw(self) -> libbpf_sys::bpf_attach_type {
+        match self {
+            Self::CgroupSockOps => libbpf_sys::BPF_CGROUP_SOCK_OPS,
+            Self::CgroupSetsockopt => libbpf_sys::BPF_CGROUP_SETSOCKOPT,
+            Self::SkMsgVerdict => libbpf_sys::BPF_SK_MSG_VERDICT,
+        }
+    }
+}
+
+fn check(ret: i32) -> io::Result<i32> {
+    // libbpf 1.0: negative errno is returned and also set.
+    if ret < 0 {
+        Err(io::Error::from_raw_os_error(-ret))
+    } else {
+        Ok(ret)
+    }
+}
+
+fn owned(ret: i32) -> io::Result<OwnedFd> {
+    let fd = check(ret)?;
+    // SAFETY: the call just returned this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `BPF_LINK_CREATE`: attaches a program to a cgroup or a sockmap. The link
+/// keeps it attached until the descriptor and every pin of it are gone.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    // SAFETY: both descriptors are open for the call; null options are allowed.
+    owned(unsafe {
+        libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            target.as_raw_fd(),
+            attach_type.raw(),
+            std::ptr::null(),
+        )
+    })
+}
+
+/// `BPF_PROG_ATTACH`: for sockmaps of kernels before 6.10, which have no link.
+pub fn prog_attach(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<()> {
+    // SAFETY: both descriptors are open for the call.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_attach(
+            program.as_raw_fd(),
+            target.as_raw_fd(),
+            attach_type.raw(),
+            0,
+        )
+    };
+    check(ret).map(drop)
+}
+
+/// `BPF_PROG_DETACH` of exactly this program.
+pub fn prog_detach(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<()> {
+    // SAFETY: both descriptors are open for the call.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_detach2(program.as_raw_fd(), target.as_raw_fd(), attach_type.raw())
+    };
+    check(ret).map(drop)
+}
+
+/// `BPF_OBJ_PIN`: gives a program, map or link a name in bpffs.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is NUL-terminated and lives through the call.
+    check(unsafe { libbpf_sys::bpf_obj_pin(fd.as_raw_fd(), path.as_ptr()) }).map(drop)
+}
+
+/// `BPF_OBJ_GET`: opens what a bpffs name stands for.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is NUL-terminated and lives through the call.
+    owned(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })
+}
+
+/// Starts an `iter/sockmap` program over a map; reading the file runs it.
+pub fn iterate_sockmap(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    // SAFETY: all-zero is a valid value of both plain C structs.
+    let mut target: libbpf_sys::bpf_iter_link_info = unsafe { std::mem::zeroed() };
+    target.map.map_fd = map.as_raw_fd().unsigned_abs();
+    // SAFETY: as above.
+    let mut options: libbpf_sys::bpf_link_create_opts = unsafe { std::mem::zeroed() };
+    options.sz = size_of_val(&options) as u64;
+    options.iter_info = &raw mut target;
+    options.iter_info_len = u32::try_from(size_of_val(&target)).unwrap_or(u32::MAX);
+    // SAFETY: descriptors are open, options and target outlive the call.
+    let link = owned(unsafe {
+        libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            0,
+            libbpf_sys::BPF_TRACE_ITER,
+            &raw const options,
+        )
+    })?;
+    // SAFETY: the link is open.
+    let iterator = owned(unsafe { libbpf_sys::bpf_iter_create(link.as_raw_fd()) })?;
+    Ok(File::from(iterator))
+}
+
+/// `BPF_MAP_GET_NEXT_KEY`: the key after this one, or the first. Unlike the
+/// iterators of libbpf-rs it tells an error from the end.
+pub fn next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    size: usize,
+) -> io::Result<Option<Vec<u8>>> {
+    let mut next = vec![0_u8; size];
+    let from = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
+    // SAFETY: the caller's key and `next` both have the map's key size.
+    let ret = unsafe {
+        libbpf_sys::bpf_map_get_next_key(map.as_raw_fd(), from.cast(), next.as_mut_ptr().cast())
+    };
+    match check(ret) {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

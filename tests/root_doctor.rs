@@ -1,0 +1,252 @@
+//! The probes on the kernel that runs: as root, over loopback only.
+
+use std::io::Read;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread;
+
+use caps::CapSet;
+use caps::Capability;
+use libbpf_rs::MapCore;
+use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
+use libbpf_rs::MapType;
+use libbpf_rs::libbpf_sys;
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
+
+use sockaccel::doctor;
+use sockaccel::doctor::Refusal;
+use sockaccel::doctor::Risk;
+use sockaccel::doctor::features;
+use sockaccel::doctor::features::State;
+use sockaccel::doctor::fionread;
+use sockaccel::doctor::fionread::Fionread;
+use sockaccel::sys;
+
+const CGROUP: &[&str] = &["/sys/fs/cgroup/none-of-these-tests-looks-at-it"];
+const ALL: &[Risk] = &[Risk::Fionread, Risk::KnownBadKernel];
+
+fn need_root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test probes the kernel: run it as root"
+    );
+}
+
+/// Runs where capabilities and namespaces may be changed: they are a thread's.
+fn in_thread<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        scope
+            .spawn(test)
+            .join()
+            .expect("the thread's own assertions")
+    })
+}
+
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+    let sender = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    let (receiver, _) = listener.accept().expect("accept");
+    (sender, receiver)
+}
+
+fn enrolled(socket: &TcpStream) -> MapHandle {
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let map =
+        MapHandle::create(MapType::Sockhash, Some("sa_test"), 4, 4, 1, &options).expect("SOCKHASH");
+    map.update(&[0; 4], &socket.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+        .expect("enrol");
+    map
+}
+
+/// What FIONREAD says of `sent` bytes, and what read(2) then returns.
+fn said_and_read(receiver: &mut TcpStream, sender: &mut TcpStream, sent: &[u8]) -> (usize, usize) {
+    sender.write_all(sent).expect("write");
+    let mut fds = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)), Ok(1));
+    let said = sys::probe::unread(&*receiver).expect("FIONREAD");
+    let mut buffer = [0; 64];
+    let read = receiver.read(&mut buffer).expect("read");
+    assert_eq!(&buffer[..read], sent);
+    (said, read)
+}
+
+#[test]
+fn root_fionread_agrees_with_what_read_returns() {
+    need_root();
+    let (mut sender, mut receiver) = pair();
+    let plain = said_and_read(&mut receiver, &mut sender, b"a plain socket");
+    assert_eq!(plain.0, plain.1, "FIONREAD is asked correctly");
+
+    let _map = enrolled(&receiver);
+    let (said, read) = said_and_read(&mut receiver, &mut sender, b"an enrolled one");
+    match fionread::probe() {
+        Fionread::Right => assert_eq!(said, read),
+        Fionread::Wrong { waiting, reported } => {
+            assert_ne!(said, read, "the probe says {reported} of {waiting}");
+        }
+        Fionread::NotProbed { reason } => panic!("loopback is up here: {reason}"),
+    }
+}
+
+#[test]
+fn root_fionread_is_the_same_where_loopback_is_down() {
+    need_root();
+    let here = fionread::probe();
+    let there = in_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a namespace whose loopback is down");
+        fionread::probe()
+    });
+    assert_eq!(here, there);
+}
+
+#[test]
+fn root_fionread_that_cannot_be_probed_says_so() {
+    need_root();
+    let found = in_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a namespace whose loopback is down");
+        caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).expect("drop");
+        fionread::probe()
+    });
+    let Fionread::NotProbed { reason } = &found else {
+        panic!("there was neither a loopback nor a way to one: {found:?}");
+    };
+    assert!(
+        reason.contains("in a network namespace of its own"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn root_probing_leaves_nothing_behind() {
+    need_root();
+    let maps = || {
+        libbpf_rs::query::MapInfoIter::default()
+            .filter(|map| map.name == "sa_probe")
+            .count()
+    };
+    // Other tests probe at the same time, and the kernel frees maps later.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    fionread::probe();
+    while maps() > 0 {
+        assert!(std::time::Instant::now() < deadline, "{} maps", maps());
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn root_features_are_those_that_load() {
+    need_root();
+    let found = features::probe();
+    for feature in &found {
+        println!("{feature}");
+    }
+    let iterator = found
+        .iter()
+        .find(|feature| feature.piece.to_string() == "BPF iter/sockmap programs")
+        .expect("it is in the table");
+    let btf = std::path::Path::new(features::KERNEL_BTF).exists();
+    assert_eq!(iterator.state == State::Supported, btf);
+    assert!(
+        !found
+            .iter()
+            .any(|feature| matches!(feature.state, State::Unknown(_))),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn root_enabling_is_refused_for_what_is_wrong_and_nothing_else() {
+    need_root();
+    let report = doctor::examine();
+    for allowed in [&[][..], &[Risk::Fionread], &[Risk::KnownBadKernel], ALL] {
+        let verdict = doctor::before_enable(CGROUP, allowed);
+        let open: Vec<Risk> = report
+            .risks
+            .iter()
+            .copied()
+            .filter(|risk| !allowed.contains(risk))
+            .collect();
+        match verdict {
+            Ok(found) => {
+                assert_eq!(open, []);
+                assert_eq!(found, report);
+                assert!(report.risks.is_empty() || !report.warnings.is_empty());
+            }
+            Err(Refusal::Lacks { .. }) => {
+                assert!(report.features.iter().any(|f| f.state == State::Missing));
+            }
+            Err(refusal) => {
+                assert_eq!(refusal.exit_code(), 3);
+                let text = refusal.to_string();
+                println!("{text}");
+                assert!(text.contains("Nothing was changed."), "{text}");
+                assert!(text.contains(&format!("--cgroup {}", CGROUP[0])), "{text}");
+                assert!(
+                    open.iter()
+                        .any(|risk| text.ends_with(&format!("--allow {risk}")))
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn root_report_is_json() {
+    need_root();
+    let json = serde_json::to_value(doctor::examine()).expect("serializes");
+    for field in ["kernel", "features", "fionread", "risks", "warnings"] {
+        assert!(json.get(field).is_some(), "{field} in {json:#}");
+    }
+    println!("{json:#}");
+}
+
+#[test]
+fn root_missing_capabilities_are_named() {
+    need_root();
+    let refusal = in_thread(|| {
+        caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("drop");
+        doctor::before_enable(CGROUP, ALL).expect_err("CAP_NET_ADMIN is missing")
+    });
+    assert_eq!(refusal.exit_code(), 6);
+    assert!(
+        refusal.to_string().contains("lacks CAP_NET_ADMIN\n"),
+        "{refusal}"
+    );
+}
+
+/// Every capability of a user namespace is held, and none of them counts.
+#[test]
+fn root_of_a_user_namespace_is_refused() {
+    need_root();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user"])
+        .arg(std::env::current_exe().expect("this test"))
+        .args(["--ignored", "--exact", "inside_of_a_user_namespace"])
+        .output()
+        .expect("unshare(1)");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by root_of_a_user_namespace_is_refused"]
+fn inside_of_a_user_namespace() {
+    let refusal = doctor::before_enable(CGROUP, ALL).expect_err("bpf(2) is forbidden here");
+    assert!(matches!(refusal, Refusal::Forbidden { .. }), "{refusal}");
+    assert_eq!(refusal.exit_code(), 6);
+}
