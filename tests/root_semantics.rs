@@ -532,6 +532,7 @@ const CASES: &[Case] = &[
     splicing(on_the_stack("splice, tried before anything comes", |l| {
         let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+        brief(&l.b);
         let saw = result(splice(&l.b, None, &into, None, 100, flags));
         l.note("nothing there", &saw);
         l.send("hello");
@@ -642,10 +643,18 @@ fn epoll(l: &mut Link, flags: EpollFlags) {
     look(l, "all read");
 }
 
+/// Blocking sockets block in splice, whatever its flags.
+fn brief(stream: &TcpStream) {
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .expect("SO_RCVTIMEO");
+}
+
 /// What splice(2) gives within a while.
 fn spliced(l: &mut Link, out: &std::os::fd::OwnedFd, into: &std::os::fd::OwnedFd) {
     let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
     let mut saw = String::new();
+    brief(&l.b);
     for _ in 0..20 {
         wait_at_most(&l.b, PollFlags::POLLIN, 100);
         saw = result(splice(&l.b, None, into, None, 100, flags));
