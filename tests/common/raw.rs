@@ -57,7 +57,7 @@ pub fn discard(fd: impl AsFd, len: usize) -> nix::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: the kernel checks the address, and with MSG_TRUNC does not use it.
     let ret = unsafe { libc::recv(fd.as_fd().as_raw_fd(), ptr::null_mut(), len, flags) };
-    Errno::result(ret).map(|n| n.cast_unsigned())
+    Errno::result(ret).map(isize::cast_unsigned)
 }
 
 /// `TCP_CM_INQ` of one recvmsg, if there is such a message.
