@@ -529,20 +529,6 @@ const CASES: &[Case] = &[
         }
         l.note("text", &text);
     }),
-    splicing(on_the_stack("splice, tried before anything comes", |l| {
-        let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
-        let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-        brief(&l.b);
-        let saw = result(splice(&l.b, None, &into, None, 100, flags));
-        l.note("nothing there", &saw);
-        l.send("hello");
-        spliced(l, &out, &into);
-    })),
-    splicing(case("splice after poll", |l| {
-        let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
-        l.send("hello");
-        spliced(l, &out, &into);
-    })),
     on_the_stack("connect(AF_UNSPEC), then elsewhere", |l| {
         let saw = format!("{:?}", raw::disconnect(&l.a));
         l.note("disconnect", &saw);
@@ -581,6 +567,21 @@ const CASES: &[Case] = &[
         l.send("new");
         l.recv(100);
     }),
+    // Last: they exclude this process.
+    splicing(on_the_stack("splice, tried before anything comes", |l| {
+        let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+        brief(&l.b);
+        let saw = result(splice(&l.b, None, &into, None, 100, flags));
+        l.note("nothing there", &saw);
+        l.send("hello");
+        spliced(l, &out, &into);
+    })),
+    splicing(case("splice after poll", |l| {
+        let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
+        l.send("hello");
+        spliced(l, &out, &into);
+    })),
 ];
 
 /// linux/tcp.h
