@@ -56,9 +56,9 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 /* The peer, once both have met. */
 static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
 {
-	__u16 *ports = (void *)&st->peer_ports;
-
 	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
+
+	__u16 *ports = (void *)&st->peer_ports;
 
 	st->peer_sk = peer->sk;
 	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
@@ -101,7 +101,8 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	own = sa_judge(tp, conf);
 	if (own && own != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_PASSIVE && own == SA_REASON_BLOCKING_READER)
-			sa_listener_learn(st->netns_cookie, st->tuple.local_port, true);
+			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
+					  SA_READERS_BLOCKING);
 		if (sa_eject_pair(ops, st, conn, own))
 			return;
 	}
@@ -112,13 +113,15 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	theirs = sa_judge(peer, conf);
 	if (theirs && theirs != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
-			sa_listener_learn(other->netns_cookie, other->tuple.local_port, true);
+			sa_listener_learn(other->netns_cookie, other->tuple.local_port,
+					  SA_READERS_BLOCKING);
 		if (sa_eject_pair(ops, st, conn, theirs))
 			return;
 	}
 	if (!own && !theirs) {
 		if (st->role == SA_ROLE_PASSIVE)
-			sa_listener_learn(st->netns_cookie, st->tuple.local_port, false);
+			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
+					  SA_READERS_NONBLOCKING);
 		sa_quiet(ops);
 	}
 }

@@ -230,14 +230,20 @@ struct sa_listener_key {
 _Static_assert(sizeof(struct sa_listener_key) == 16, "layout");
 
 struct sa_listener {
-	__u32 blocking; /* the last child judged was a blocking reader */
+	__u32 readers; /* enum sa_readers: what the last child judged was */
 	__u32 splicing; /* a child was seen splicing */
-	__u32 tries; /* children skipped since the last one was tried */
-	__u32 pad;
+};
+
+enum sa_readers {
+	SA_READERS_UNKNOWN = 0,
+	SA_READERS_NONBLOCKING = 1,
+	SA_READERS_BLOCKING = 2,
 };
 
 /* Value of sa_listening: who called listen(2), and for which port. */
 struct sa_listening {
+	__u64 sk; /* address of the listener, believed only with its cookie */
+	__u64 cookie;
 	__u64 start_time; /* of the process: ns since boot */
 	__u32 tgid;
 	__u32 port;
