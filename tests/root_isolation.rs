@@ -578,6 +578,34 @@ fn forged_sockets_hear_nothing_of_a_pair() {
     }
 }
 
+/// The victim has only read so far; what waits for it must not go when the
+/// forger makes its connection suspicious.
+#[test]
+fn forged_sockets_do_not_take_away_what_waits_for_a_victim() {
+    for side in [0, 1] {
+        let cgroup = Cgroup::new("waiting");
+        let instance = Instance::enable(&cgroup, &[]);
+        let netns = Netns::new("waiting");
+        let _joined = cgroup.join();
+        let Pair { client, server } = Pair::new();
+        one_way(&server, &client);
+        one_way(&server, &client);
+        let before = instance.stats();
+        let deadline = Deadline::seconds(10);
+        send_all(&server, b"waiting for the client", deadline);
+        assert_redirected(&before, &instance.stats(), 1);
+        let numbers = sequence_numbers(&instance, side);
+        let _forged = netns.enter(|| forge(local(44000), local(44001), numbers));
+
+        one_way(&client, &server);
+        one_way(&client, &server);
+        println!("side {side}: {}", assert_balanced(&instance).0);
+        let mut got = [0; 22];
+        recv_all(&client, &mut got, deadline);
+        assert_eq!(&got, b"waiting for the client");
+    }
+}
+
 /// A forged socket on the empty side of a connection with a remote peer.
 #[test]
 fn forged_sockets_do_not_pair_with_a_lone_one() {

