@@ -59,6 +59,11 @@ pub const REASONS: &[Outcome] = &[
         "two sockets claim to be the same end of it, so neither is trusted",
         "",
     ),
+    outcome(
+        "reused",
+        "the program connected the same socket a second time",
+        "",
+    ),
     outcome("self_connect", "the socket is connected to itself", ""),
     outcome(
         "mismatch",

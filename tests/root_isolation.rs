@@ -27,6 +27,7 @@ use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
 use common::netns::Netns;
+use common::option;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
@@ -203,7 +204,7 @@ fn a_socket_connected_again_has_nothing_of_its_first_connection() {
 
     let options = Options::default();
     let listener = listen(&options);
-    raw::disconnect(&first.client);
+    raw::disconnect(&first.client).expect("connect to AF_UNSPEC");
     reconnect(&first.client, listener.local_addr().expect("getsockname"));
     let second = Pair {
         client: first.client,
@@ -228,7 +229,7 @@ fn a_socket_connected_again_hears_nothing_of_a_peer_that_goes_on() {
     let first = netns.enter(|| Pair::with(&fixed()));
     warm_up(&instance, &first);
     netns.run("nft", &["add table ip sat; add chain ip sat in { type filter hook input priority 0; }; add rule ip sat in tcp dport 7000 tcp flags & rst == rst drop"]);
-    raw::disconnect(&first.client);
+    raw::disconnect(&first.client).expect("connect to AF_UNSPEC");
     let options = Options {
         listen: local(7001),
         ..Options::default()
@@ -538,14 +539,14 @@ fn sequence_numbers(instance: &Instance, side: u64) -> [i32; 2] {
 /// A socket with these sequence numbers that believes to be connected.
 fn forge(from: SocketAddr, to: SocketAddr, [own, peer]: [i32; 2]) -> TcpStream {
     let fd = bound(from);
-    raw::set(&fd, raw::Repair, 1);
-    raw::set(&fd, raw::RepairQueue, SEND_QUEUE);
-    raw::set(&fd, raw::QueueSeq, own);
-    raw::set(&fd, raw::RepairQueue, RECV_QUEUE);
-    raw::set(&fd, raw::QueueSeq, peer);
+    option::set(&fd, option::Repair, 1);
+    option::set(&fd, option::RepairQueue, SEND_QUEUE);
+    option::set(&fd, option::QueueSeq, own);
+    option::set(&fd, option::RepairQueue, RECV_QUEUE);
+    option::set(&fd, option::QueueSeq, peer);
     socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("connect in repair");
     // -1: without a probe to the other end.
-    raw::set(&fd, raw::Repair, -1);
+    option::set(&fd, option::Repair, -1);
     fd.into()
 }
 
@@ -647,7 +648,7 @@ fn fast_open_connections_keep_their_data() {
     netns.run("sysctl", &["-q", "-w", "net.ipv4.tcp_fastopen=519"]);
     let _joined = cgroup.join();
     let options = Options {
-        prepare_listener: |fd| raw::set(fd, raw::FastOpen, 16),
+        prepare_listener: |fd| option::set(fd, option::FastOpen, 16),
         ..Options::default()
     };
     let mut all: Vec<Tagged> = netns.enter(|| {

@@ -35,11 +35,11 @@ use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
 use common::netns::Netns;
+use common::option;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
 use common::pair::listen;
-use common::raw;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
@@ -149,7 +149,7 @@ fn connections_closed_before_their_first_ack_are_not_open_any_more() {
     let _joined = cgroup.join();
     for _ in 0..20 {
         let Pair { client, server } = Pair::on(&listener, &options);
-        raw::set(&server, raw::QuickAck, 0);
+        option::set(&server, option::QuickAck, 0);
         send_all(&client, b"one shot", Deadline::seconds(10));
         drop(client);
         let mut got = [0; 8];
@@ -320,7 +320,7 @@ fn fast_open() {
     netns.run("sysctl", &["-q", "-w", "net.ipv4.tcp_fastopen=519"]);
     let _joined = cgroup.join();
     let options = Options {
-        prepare_listener: |fd| raw::set(fd, raw::FastOpen, 16),
+        prepare_listener: |fd| option::set(fd, option::FastOpen, 16),
         ..Options::default()
     };
     let pair = netns.enter(|| {
@@ -367,19 +367,19 @@ fn repair() {
             let fd = unconnected();
             socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
             socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(ends[i])).expect("bind");
-            raw::set(&fd, raw::Repair, 1);
+            option::set(&fd, option::Repair, 1);
             // TCP_RECV_QUEUE is 1, TCP_SEND_QUEUE is 2.
             for (queue, seq) in [(2 - i, 1_000_000), (1 + i, 2_000_000)] {
                 let queue = i32::try_from(queue).expect("1 or 2");
-                raw::set(&fd, raw::RepairQueue, queue);
-                raw::set(&fd, raw::QueueSeq, seq);
+                option::set(&fd, option::RepairQueue, queue);
+                option::set(&fd, option::QueueSeq, seq);
             }
             start_connect(&fd, ends[1 - i]);
             fd
         })
     });
     for fd in [&one, &two] {
-        raw::set(fd, raw::Repair, 0);
+        option::set(fd, option::Repair, 0);
     }
     let pair = Pair {
         client: one.into(),
@@ -436,22 +436,22 @@ fn option(reason: &str, prepare: fn(&OwnedFd)) {
 
 #[test]
 fn rcvlowat() {
-    option("rcvlowat", |fd| raw::set(fd, raw::RcvLowat, 2));
+    option("rcvlowat", |fd| option::set(fd, option::RcvLowat, 2));
 }
 
 #[test]
 fn tcp_inq() {
-    option("tcp_inq", |fd| raw::set(fd, raw::Inq, 1));
+    option("tcp_inq", |fd| option::set(fd, option::Inq, 1));
 }
 
 #[test]
 fn zerocopy() {
-    option("zerocopy", |fd| raw::set(fd, raw::ZeroCopy, 1));
+    option("zerocopy", |fd| option::set(fd, option::ZeroCopy, 1));
 }
 
 #[test]
 fn peek_off() {
-    option("peek_off", |fd| raw::set(fd, raw::PeekOff, 0));
+    option("peek_off", |fd| option::set(fd, option::PeekOff, 0));
 }
 
 #[test]
@@ -468,17 +468,19 @@ fn timestamping() {
 
 #[test]
 fn pacing() {
-    option("pacing", |fd| raw::set(fd, raw::MaxPacingRate, 50_000_000));
+    option("pacing", |fd| {
+        option::set(fd, option::MaxPacingRate, 50_000_000);
+    });
 }
 
 /// Set later, on both ends of a pair that is redirected already.
 #[test]
 fn options_set_later_send_a_direction_back() {
     let later: [fn(&TcpStream); 4] = [
-        |stream| raw::set(stream, raw::RcvLowat, 2),
-        |stream| raw::set(stream, raw::Inq, 1),
-        |stream| raw::set(stream, raw::PeekOff, 0),
-        |stream| raw::set(stream, raw::MaxPacingRate, 50_000_000),
+        |stream| option::set(stream, option::RcvLowat, 2),
+        |stream| option::set(stream, option::Inq, 1),
+        |stream| option::set(stream, option::PeekOff, 0),
+        |stream| option::set(stream, option::MaxPacingRate, 50_000_000),
     ];
     for set in later {
         let cgroup = Cgroup::new("later");
@@ -606,11 +608,11 @@ fn ulp() {
     netns.run("sysctl", &["-q", "-w", "net.mptcp.enabled=1"]);
     let _joined = cgroup.join();
     let pair = netns.enter(|| {
-        let listener = raw::mptcp_socket();
+        let listener = option::mptcp_socket();
         let at = SocketAddr::from(([127, 0, 0, 1], 7000));
         socket::bind(listener.as_raw_fd(), &SockaddrStorage::from(at)).expect("bind");
         socket::listen(&listener, Backlog::new(8).expect("a backlog")).expect("listen");
-        let client = raw::mptcp_socket();
+        let client = option::mptcp_socket();
         start_connect(&client, at);
         let server = accept(&TcpListener::from(listener), &Options::default());
         Deadline::seconds(10).wait(&client, PollFlags::POLLOUT, "connect");

@@ -84,7 +84,11 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 /* The peer, once both have met. */
 static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
 {
+	__u16 *ports = (void *)&st->peer_ports;
+
 	st->peer_sk = peer->sk;
+	ports[0] = bpf_htons(peer->tuple.remote_port);
+	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;
 	sa_add(paired, 1);
 }
@@ -140,7 +144,6 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	if (!own && !theirs) {
 		if (st->role == SA_ROLE_PASSIVE)
 			sa_listener_learn(&st->tuple, st->netns_cookie, false, false);
-		st->judged = 1;
 		sa_quiet(ops);
 	}
 }

@@ -56,6 +56,8 @@ static __always_inline __u32 sa_unfit(struct sa_config *conf, struct sa_sock *st
 	const struct sa_tuple *t = &st->tuple;
 	__u32 reason;
 
+	if (st->reused)
+		return SA_REASON_REUSED;
 	if (BPF_CORE_READ_BITFIELD(tp, syn_data) || BPF_CORE_READ_BITFIELD(tp, syn_fastopen))
 		return SA_REASON_FAST_OPEN;
 	reason = sa_options(tp);
@@ -243,8 +245,19 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 	if (!sk)
 		return;
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (st && !st->cookie)
-		sa_note_process(st, bpf_get_current_pid_tgid() >> 32);
+	if (!st)
+		return;
+	if (st->cookie) {
+		/*
+		 * connect(AF_UNSPEC), then again: the kernel keeps psock, key and
+		 * unread redirected bytes. Out before the new connection starts,
+		 * and for good: the old peer knows the cookie.
+		 */
+		bpf_map_delete_elem(&sa_sockhash, &st->cookie);
+		__builtin_memset(st, 0, sizeof(*st));
+		st->reused = 1;
+	}
+	sa_note_process(st, bpf_get_current_pid_tgid() >> 32);
 }
 
 /* A new listener: what was learned at its address is of another program. */

@@ -126,7 +126,7 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	psock = sa_psock(psk);
 	if (!psock)
 		return sa_force(v, SA_WHY_MISSED);
-	if (!sa_peer_can_read(psk))
+	if (!sa_peer_can_read(psk) || psk->__sk_common.skc_portpair != st->peer_ports)
 		return sa_force(v, SA_WHY_PEER_STATE);
 
 	v->copied_seq = peer->copied_seq;
@@ -137,7 +137,15 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 		return sa_against(v, SA_WHY_DISABLED);
 	if (st->verdict)
 		return sa_against(v, st->verdict);
-	if (sa_judge(peer, conf) != SA_REASON_NONE || psk->sk_data_ready != own->sk_data_ready)
+	if (!conf->blocking && sa_blocking(peer))
+		return sa_against(v, SA_WHY_READER);
+	/*
+	 * Options are looked at before a promotion; one that is set later comes
+	 * by sa_setsockopt, which marks the socket. What the kernel does with
+	 * its own sockets shows in their callback.
+	 */
+	if (st->path != SA_PATH_REDIRECT &&
+	    (sa_options(peer) || psk->sk_data_ready != own->sk_data_ready))
 		return sa_against(v, SA_WHY_READER);
 	if (v->size > conf->max_message)
 		return sa_against(v, SA_WHY_LARGE);

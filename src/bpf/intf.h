@@ -107,6 +107,7 @@ struct sa_sock {
 	__u32 promoted_seq; /* write_seq when the path became redirect */
 	__u32 queued_messages; /* redirected since the peer's queue was seen empty */
 	__u32 queued_bytes;
+	__u32 reused; /* connected before: its cookie may be known to an old peer */
 	__u32 company; /* two threads were seen sending: never promoted again */
 	__u32 tid; /* last sender */
 	__u32 tgid; /* process that connected or sent last */
@@ -115,14 +116,15 @@ struct sa_sock {
 	__u32 promotions;
 	__u32 demotions;
 	__u32 policy_tier; /* tier of the entry that decided, 0 none */
-	__u32 judged; /* reader kind known and eligible */
+	__u32 pad;
+	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 208, "layout");
+_Static_assert(sizeof(struct sa_sock) == 216, "layout");
 
 enum sa_mark {
-	SA_MARK_SPLICING = 1,
-	SA_MARK_REDIRECTED_TO = 2, /* kTLS may not start any more */
+	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
+	SA_MARK_OPTION = 2, /* the peer asked for an option redirect cannot honour */
 };
 
 /* Key of sa_endpoints, sa_services' address part, the policy's endpoint. */
@@ -249,6 +251,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 240, "layout");
+_Static_assert(sizeof(struct sa_dump) == 248, "layout");
 
 #endif

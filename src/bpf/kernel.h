@@ -85,6 +85,7 @@ struct in6_addr___sa {
 struct sock_common___sa {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
+	__u32 skc_portpair;
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;

@@ -128,13 +128,15 @@ struct {
 	__type(value, struct sa_splicer);
 } sa_splicers SEC(".maps");
 
-/* Sockets seen being spliced from, by cookie. The splice observer writes. */
+/* Sockets whose readers became unsafe while enrolled, by cookie: enum sa_mark.
+ * The splice observer and sa_setsockopt write.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
 	__type(value, __u32);
-} sa_spliced SEC(".maps");
+} sa_marked SEC(".maps");
 
 /* Counters; every program adds to its CPU's copy. */
 struct sa_stats {
@@ -180,6 +182,19 @@ static __always_inline struct sa_stats *sa_count(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&sa_stats, &zero);
+}
+
+/* Notes that a reader became unsafe; every direction looks again. */
+static __always_inline void sa_mark(__u64 cookie, __u32 mark)
+{
+	__u32 *known = bpf_map_lookup_elem(&sa_marked, &cookie);
+
+	if (known && *known & mark)
+		return;
+	if (known)
+		mark |= *known;
+	bpf_map_update_elem(&sa_marked, &cookie, &mark, BPF_ANY);
+	__sync_fetch_and_add(&sa_observed, 1);
 }
 
 /*

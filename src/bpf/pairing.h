@@ -102,6 +102,8 @@ static __always_inline bool sa_same_end(const struct sa_tuple *a, const struct s
 static __always_inline __u32 sa_match(const struct sa_conn *conn, const struct sa_side *me,
 				      const struct sa_side *peer)
 {
+	const struct sa_tuple *client, *server;
+
 	if (conn->poisoned)
 		return SA_REASON_AMBIGUOUS;
 	if (!peer->cookie || peer->ready != peer->cookie || conn->left)
@@ -112,11 +114,13 @@ static __always_inline __u32 sa_match(const struct sa_conn *conn, const struct s
 	    me->rcv_wscale != peer->snd_wscale)
 		return SA_REASON_MISMATCH;
 	/*
-	 * Within one namespace: the client reached just the address it asked for,
-	 * so nothing translates, and the server must see just this client.
+	 * Within one namespace: where the client reached just the address it
+	 * asked for, nothing translates, and the server must see this client.
 	 */
-	if (me->netns_cookie == peer->netns_cookie &&
-	    sa_same_end(&me->tuple, &peer->tuple) != sa_same_end(&peer->tuple, &me->tuple))
+	client = me->role == SA_ROLE_ACTIVE ? &me->tuple : &peer->tuple;
+	server = me->role == SA_ROLE_ACTIVE ? &peer->tuple : &me->tuple;
+	if (me->netns_cookie == peer->netns_cookie && sa_same_end(client, server) &&
+	    !sa_same_end(server, client))
 		return SA_REASON_MISMATCH;
 	return 0;
 }

@@ -55,7 +55,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 {
 	struct sa_side *me, *peer;
 	struct sa_conn *conn;
-	__u32 tier = 0;
+	__u32 *mark, tier = 0;
 	bool active;
 
 	if (!st)
@@ -86,15 +86,15 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		return;
 	}
 	active = st->role == SA_ROLE_ACTIVE;
-	if (bpf_map_lookup_elem(&sa_spliced, &st->peer_cookie)) {
+	mark = bpf_map_lookup_elem(&sa_marked, &st->peer_cookie);
+	if (mark)
+		st->marks |= *mark;
+	if (mark && *mark & SA_MARK_SPLICING && active)
+		sa_listener_learn(&peer->tuple, peer->netns_cookie, false, true);
+	if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time))
 		st->marks |= SA_MARK_SPLICING;
-		if (active)
-			sa_listener_learn(&peer->tuple, peer->netns_cookie, false, true);
-	} else if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time)) {
-		st->marks |= SA_MARK_SPLICING;
-	}
-	if (st->marks & SA_MARK_SPLICING) {
-		st->verdict = SA_WHY_SPLICING;
+	if (st->marks) {
+		st->verdict = st->marks & SA_MARK_SPLICING ? SA_WHY_SPLICING : SA_WHY_READER;
 		return;
 	}
 	st->verdict = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
@@ -249,26 +249,29 @@ int sa_splice(struct sa_sys_enter *ctx)
 
 /*
  * Options that redirect cannot honour, asked for on a socket that is already
- * enrolled. It runs before the kernel acts, and refuses the two that could not
- * be undone: as sockets that lack them do.
+ * enrolled. It runs before the kernel acts.
  */
 SEC("cgroup/setsockopt")
 int sa_setsockopt(struct bpf_sockopt *ctx)
 {
-	__s32 refusal = sa_refusal(ctx->level, ctx->optname);
+	__u32 kind = sa_option_kind(ctx->level, ctx->optname);
 	struct bpf_sock *sk = ctx->sk;
 	struct sa_sock *st;
 
 	/* More than a page: let the kernel have the caller's own buffer. */
 	if (ctx->optlen > 4096)
 		ctx->optlen = 0;
-	if (!refusal || !sk)
+	if (kind == SA_OPTION_HARMLESS || sa_option_off(ctx) || !sk)
 		return 1;
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
 	if (!st || !st->enrolled || !sa_still_enrolled(sk))
 		return 1;
+	if (kind == SA_OPTION_ENDS) {
+		sa_mark(st->cookie, SA_MARK_OPTION);
+		return 1;
+	}
 	sa_add(refused_options, 1);
-	bpf_set_retval(refusal);
+	bpf_set_retval(-SA_EOPNOTSUPP);
 	return 0;
 }
 

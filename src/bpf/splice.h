@@ -56,18 +56,14 @@ static __always_inline void sa_saw_splice(__u32 fd)
 		.start_time = BPF_CORE_READ(task, group_leader, start_boottime),
 	};
 	const struct sock___sa *sk = sa_spliced_socket(task, fd);
-	struct sa_config *conf = sa_conf();
-	__u32 tgid = BPF_CORE_READ(task, tgid), one = 1;
-	__u64 cookie;
+	const struct sa_config *conf = sa_conf();
+	__u32 tgid = BPF_CORE_READ(task, tgid);
 
 	if (!sk || !conf || conf->without_observer)
 		return;
-	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	if (bpf_map_lookup_elem(&sa_spliced, &cookie))
-		return;
-	bpf_map_update_elem(&sa_spliced, &cookie, &one, BPF_ANY);
-	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
-	__sync_fetch_and_add(&sa_observed, 1);
+	if (!sa_process_splices(tgid, splicer.start_time))
+		bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
+	sa_mark(BPF_CORE_READ(sk, __sk_common.skc_cookie.counter), SA_MARK_SPLICING);
 }
 
 #endif

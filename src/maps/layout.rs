@@ -119,6 +119,7 @@ pub struct Sock {
     pub promoted_seq: u32,
     pub queued_messages: u32,
     pub queued_bytes: u32,
+    pub reused: u32,
     pub company: u32,
     pub tid: u32,
     pub tgid: u32,
@@ -127,7 +128,8 @@ pub struct Sock {
     pub promotions: u32,
     pub demotions: u32,
     pub policy_tier: u32,
-    pub judged: u32,
+    pub pad: u32,
+    pub peer_ports: u32,
     pub tuple: Tuple,
 }
 
@@ -276,8 +278,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 208);
-    assert!(size_of::<Dump>() == 240);
+    assert!(size_of::<Sock>() == 216);
+    assert!(size_of::<Dump>() == 248);
     assert!(size_of::<Cidr>() == 20);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

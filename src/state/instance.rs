@@ -294,10 +294,9 @@ fn build(dir: &Path, cgroups: &[Cgroup], settings: &Settings) -> Result<()> {
                 .map_err(|e| Error::bpf("size", "the socket tables", &e))?;
         }
     }
-    let mut skeleton = open.load().map_err(|e| {
-        Error::bpf("load", "the BPF programs into the kernel", &e)
-            .hint("`sockaccel status` names what this kernel lacks.")
-    })?;
+    let mut skeleton = open
+        .load()
+        .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
 
     for mut map in skeleton.object_mut().maps_mut() {
         let name = map.name().to_string_lossy().into_owned();

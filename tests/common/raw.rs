@@ -1,71 +1,107 @@
-//! Socket options and calls that nix has no names for.
+//! System calls that nix does not offer, as small as they can be.
+
+#![allow(unsafe_code)]
 
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
-use std::os::fd::FromRawFd as _;
-use std::os::fd::OwnedFd;
+use std::ptr;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket;
-use nix::sys::socket::sockopt;
+use nix::sys::signal::SaFlags;
+use nix::sys::signal::SigAction;
+use nix::sys::signal::SigHandler;
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal;
+use nix::sys::signal::sigaction;
 
-/// include/uapi/linux/tcp.h
-const TCP_INQ: i32 = 36;
-
-macro_rules! int_options {
-    ($($name:ident, $level:path, $option:path;)*) => {
-        $(
-            /// The option of this name.
-            #[derive(Debug, Clone, Copy)]
-            pub struct $name;
-            nix::setsockopt_impl!($name, $level, $option, i32, sockopt::SetStruct<i32>);
-        )*
+/// Any option, by number: what is asked for need not exist.
+pub fn set_option(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> nix::Result<()> {
+    let len = libc::socklen_t::try_from(value.len()).expect("a small value");
+    // SAFETY: `value` is readable for `len` bytes.
+    let ret = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            len,
+        )
     };
+    Errno::result(ret).map(drop)
 }
 
-int_options! {
-    RcvLowat, libc::SOL_SOCKET, libc::SO_RCVLOWAT;
-    ZeroCopy, libc::SOL_SOCKET, libc::SO_ZEROCOPY;
-    PeekOff, libc::SOL_SOCKET, libc::SO_PEEK_OFF;
-    MaxPacingRate, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE;
-    Inq, libc::SOL_TCP, TCP_INQ;
-    QuickAck, libc::SOL_TCP, libc::TCP_QUICKACK;
-    FastOpen, libc::SOL_TCP, libc::TCP_FASTOPEN;
-    Repair, libc::SOL_TCP, libc::TCP_REPAIR;
-    RepairQueue, libc::SOL_TCP, libc::TCP_REPAIR_QUEUE;
-    QueueSeq, libc::SOL_TCP, libc::TCP_QUEUE_SEQ;
-}
-
-/// Sets an option, or fails the test.
-pub fn set<O>(fd: &impl AsFd, option: O, value: i32)
-where
-    O: socket::SetSockOpt<Val = i32> + std::fmt::Debug,
-{
-    let name = format!("{option:?}");
-    socket::setsockopt(fd, option, &value).unwrap_or_else(|e| panic!("{name}: {e}"));
-}
-
-/// `connect(2)` to `AF_UNSPEC`: the socket is free to connect again.
-#[allow(unsafe_code)]
-pub fn disconnect(fd: &impl AsFd) {
-    let unspec = libc::sockaddr {
-        sa_family: libc::sa_family_t::try_from(libc::AF_UNSPEC).expect("a family"),
+/// `connect(AF_UNSPEC)`: the socket can be connected again.
+pub fn disconnect(fd: impl AsFd) -> nix::Result<()> {
+    let address = libc::sockaddr {
+        sa_family: 0,
         sa_data: [0; 14],
     };
-    let size = libc::socklen_t::try_from(size_of_val(&unspec)).expect("a size");
-    // SAFETY: the address is valid for its size during the call.
-    let result = unsafe { libc::connect(fd.as_fd().as_raw_fd(), &raw const unspec, size) };
-    Errno::result(result).expect("connect to AF_UNSPEC");
+    let len = libc::socklen_t::try_from(size_of_val(&address)).expect("small");
+    // SAFETY: `address` is readable for `len` bytes.
+    let ret = unsafe { libc::connect(fd.as_fd().as_raw_fd(), &raw const address, len) };
+    Errno::result(ret).map(drop)
 }
 
-/// An unconnected, non-blocking MPTCP socket.
-#[allow(unsafe_code)]
-pub fn mptcp_socket() -> OwnedFd {
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: takes no pointers, and the new descriptor is nobody else's.
-    unsafe {
-        let fd = libc::socket(libc::AF_INET, kind, libc::IPPROTO_MPTCP);
-        OwnedFd::from_raw_fd(Errno::result(fd).expect("an MPTCP socket"))
+/// FIONREAD.
+pub fn waiting(fd: impl AsFd) -> i32 {
+    let mut count = 0;
+    // SAFETY: FIONREAD writes one int.
+    let ret = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    Errno::result(ret).expect("FIONREAD");
+    count
+}
+
+/// `recv(MSG_TRUNC)` without a buffer: TCP throws the bytes away.
+pub fn discard(fd: impl AsFd, len: usize) -> nix::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel checks the address, and with MSG_TRUNC does not use it.
+    let ret = unsafe { libc::recv(fd.as_fd().as_raw_fd(), ptr::null_mut(), len, flags) };
+    Errno::result(ret).map(isize::cast_unsigned)
+}
+
+/// `TCP_CM_INQ` of one recvmsg, if there is such a message.
+pub fn recv_inq(fd: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<i32>)> {
+    /// linux/tcp.h: the message has the number of the option.
+    const TCP_CM_INQ: i32 = 36;
+    let mut iov = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    let mut control = [0_u64; 16];
+    // SAFETY: all zeroes is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: the header points to live buffers of the lengths it gives.
+    let n = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut header, 0) };
+    let n = Errno::result(n)?.cast_unsigned();
+    // SAFETY: the kernel has filled the header.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !at.is_null() {
+        // SAFETY: not null, so it is a whole message in `control`.
+        let (level, kind, data) =
+            unsafe { ((*at).cmsg_level, (*at).cmsg_type, libc::CMSG_DATA(at)) };
+        if level == libc::SOL_TCP && kind == TCP_CM_INQ {
+            // SAFETY: this kind of message carries an int.
+            return Ok((n, Some(unsafe { ptr::read_unaligned(data.cast()) })));
+        }
+        // SAFETY: as above.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
     }
+    Ok((n, None))
+}
+
+/// A handler for SIGUSR1 that does nothing, with `SA_RESTART`.
+pub fn handle_usr1() {
+    extern "C" fn nothing(_: i32) {}
+    let action = SigAction::new(
+        SigHandler::Handler(nothing),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("sigaction");
 }
