@@ -1,12 +1,12 @@
 //! Every connection that is not accelerated is counted under one reason, which
 //! `status` names, and its data flows as ever.
 //!
-//! Not here, because nothing unprivileged or privileged provokes them on a
-//! kernel like this one: `no_memory`, `unsupported`, and `mismatch`, which
-//! takes two sockets with one pair of sequence numbers that are not a
-//! connection. `kernel_socket` needs a kernel service that listens or connects
-//! by TCP (NFS, NVMe): MPTCP is the only one in many kernels, and its sockets
-//! are counted as `ulp`. For `ambiguous` see `root_isolation.rs`.
+//! Not here, because a test cannot provoke them: `no_memory`, `unsupported`,
+//! and `mismatch`, which takes two sockets with one pair of sequence numbers
+//! that are not a connection (forged ones are `repair`, simultaneous open is
+//! `no_local_peer`). `kernel_socket` takes a kernel service that speaks TCP
+//! (NFS, NVMe); the one that every kernel has is MPTCP, and its sockets are
+//! counted as `ulp`. For `ambiguous` see `root_isolation.rs`.
 
 mod common;
 
@@ -40,6 +40,7 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
 use common::pair::listen;
+use common::raw;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
@@ -411,6 +412,26 @@ fn self_connect() {
     let pair = flows_by_the_stack(&instance, pair);
     assert_told(&instance, (&[("self_connect", 1)], &[]));
     assert_closed(&instance, pair);
+}
+
+#[test]
+fn reused() {
+    let cgroup = Cgroup::new("reused");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let Pair { client, server } = Pair::on(&listener, &options);
+    raw::disconnect(&client).expect("connect to AF_UNSPEC");
+    let client = OwnedFd::from(client);
+    start_connect(&client, listener.local_addr().expect("getsockname"));
+    let again = Pair {
+        server: accept(&listener, &options),
+        client: client.into(),
+    };
+    let again = flows_by_the_stack(&instance, again);
+    assert_told(&instance, (&[("reused", 1), ("peer_not_eligible", 1)], &[]));
+    assert_closed(&instance, (server, again));
 }
 
 /// An option that one end has from the beginning: the client, or the listener,
