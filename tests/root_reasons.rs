@@ -5,7 +5,7 @@
 //! and `mismatch`, which takes two sockets with one pair of sequence numbers
 //! that are not a connection (forged ones are `repair`, simultaneous open is
 //! `no_local_peer`). `kernel_socket` takes a kernel service that speaks TCP
-//! (NFS, NVMe); the one that every kernel has is MPTCP, and its sockets are
+//! (NFS, `NVMe`); the one that every kernel has is MPTCP, and its sockets are
 //! counted as `ulp`. For `ambiguous` see `root_isolation.rs`.
 
 mod common;
