@@ -262,7 +262,10 @@ impl Wire {
         let epoll = timeout
             .map(|timeout| -> io::Result<_> {
                 let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-                epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+                // Edge-triggered, as Go, tokio and nginx have it: level-triggered
+                // epoll polls the socket once more before each sleep.
+                let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+                epoll.add(&socket, EpollEvent::new(events, 0))?;
                 Ok((epoll, timeout))
             })
             .transpose()?;
