@@ -11,6 +11,7 @@
 #define SA_INTF_H
 
 #include <linux/types.h>
+#include <linux/bpf.h>
 
 #define SA_LAYOUT 1
 
@@ -71,7 +72,11 @@ struct sa_conn {
 	__u32 gate; /* enum sa_gate, changed by atomics only */
 	__u32 poisoned; /* two sockets claimed one side: nobody is paired */
 	__u32 left; /* bit per side: will not touch this entry again */
-	__u32 pad[13];
+	__u32 ejected; /* bit per side: its peer or the watch took it out */
+	struct bpf_timer timer; /* of the watch, see watch.h */
+	__u32 looks; /* of the watch so far */
+	__u32 suspect; /* the watch saw a reader that may not be eligible */
+	__u32 pad[6];
 };
 _Static_assert(sizeof(struct sa_conn) == 320, "layout");
 

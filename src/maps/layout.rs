@@ -88,7 +88,11 @@ pub struct Conn {
     pub gate: u32,
     pub poisoned: u32,
     pub left: u32,
-    pub pad: [u32; 13],
+    pub ejected: u32,
+    pub timer: [u64; 2],
+    pub looks: u32,
+    pub suspect: u32,
+    pub pad: [u32; 6],
 }
 
 /// `struct sa_sock`: what a socket knows of itself and its direction.
