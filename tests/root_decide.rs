@@ -4,8 +4,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::mem::MaybeUninit;
-use std::mem::offset_of;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -26,6 +26,7 @@ use sockaccel::maps::layout::Addr;
 use sockaccel::maps::layout::Cidr;
 use sockaccel::maps::layout::Config;
 use sockaccel::maps::layout::Conn;
+use sockaccel::maps::layout::Dump;
 use sockaccel::maps::layout::EGRESS;
 use sockaccel::maps::layout::Endpoint;
 use sockaccel::maps::layout::INGRESS;
@@ -479,12 +480,38 @@ const STAY: &[Decision] = &[
         "redirected",
     ),
     (
-        "a splicing reader at the hard cap",
+        "a splicing reader over the hard cap, a long queue",
         |c| {
             c.view.splicing = 1;
-            queued(c, 32, 7937);
+            queued(c, 32, 320);
+            c.view.queue_long = 1;
+        },
+        "stuck",
+    ),
+    (
+        "a splicing reader over the hard cap, in company",
+        |c| {
+            c.view.splicing = 1;
+            queued(c, 8, 7937);
             in_company(c);
             c.view.queue_long = 1;
+        },
+        "stuck",
+    ),
+    (
+        "a splicing reader one message below the hard cap",
+        |c| {
+            c.view.splicing = 1;
+            queued(c, 31, 320);
+            c.view.queue_long = 1;
+        },
+        "redirected",
+    ),
+    (
+        "a splicing reader over the hard cap, but the queue is short by now",
+        |c| {
+            c.view.splicing = 1;
+            queued(c, 32, 320);
         },
         "redirected",
     ),
@@ -533,7 +560,8 @@ fn redirected_directions_leave_when_they_must_and_can() {
         let before = case;
         run(&skel.progs.test_decide, &mut case);
         assert_eq!(name(WHYS, case.why), why, "{what}: {case:?}");
-        let stays = why == "redirected";
+        // A stuck message is refused: it took neither path.
+        let stays = ["redirected", "stuck"].contains(&why);
         let after = case.st;
         assert_eq!(after.path, u32::from(stays), "{what}");
         assert_eq!(after.demotions, u32::from(!stays), "{what}");
@@ -1288,16 +1316,42 @@ fn in_object(btf: &Btf<'_>, name: &str) -> Shape {
     (fields, found.size())
 }
 
-macro_rules! check_layouts {
-    ($btf:expr; $($mirror:ident = $name:literal { $($field:ident),* $(,)? })*) => {$({
-        type Mirror = layout::$mirror;
-        // Does not compile when a field is missing from the list.
-        let _ = |Mirror { $($field: _),* }: Mirror| {};
-        let fields = BTreeMap::from([
-            $((stringify!($field).to_owned(), offset_of!(Mirror, $field))),*
-        ]);
-        assert_eq!(in_object($btf, $name), (fields, size_of::<Mirror>()), $name);
-    })*};
+/// The same of a mirror, without a list to keep: which byte changes what is
+/// printed of which field?
+fn in_mirror<T: FromBytes + Debug>() -> Shape {
+    let mut bytes = vec![0; size_of::<T>()];
+    let zero = printed::<T>(&bytes);
+    let mut offsets = BTreeMap::new();
+    for at in 0..bytes.len() {
+        bytes[at] = 1;
+        for (field, text) in printed::<T>(&bytes) {
+            if zero[&field] != text {
+                offsets.entry(field).or_insert(at);
+            }
+        }
+        bytes[at] = 0;
+    }
+    (offsets, size_of::<T>())
+}
+
+/// What `{:#?}` says of each field of a struct, by the field's name.
+fn printed<T: FromBytes + Debug>(bytes: &[u8]) -> BTreeMap<String, String> {
+    let value = T::read_from_bytes(bytes).expect("the size of it");
+    let mut fields: Vec<(String, String)> = Vec::new();
+    for line in format!("{value:#?}").lines() {
+        let own = line.strip_prefix("    ").unwrap_or_default();
+        match own.split_once(": ") {
+            Some((name, text)) if !own.starts_with(' ') => {
+                fields.push((name.to_owned(), text.to_owned()));
+            }
+            _ => {
+                if let Some((_, text)) = fields.last_mut() {
+                    text.push_str(line);
+                }
+            }
+        }
+    }
+    fields.into_iter().collect()
 }
 
 /// The programs have the layouts that user space believes in.
@@ -1305,33 +1359,21 @@ macro_rules! check_layouts {
 fn layouts_are_the_same_on_both_sides() {
     let object = Path::new(env!("OUT_DIR")).join("decide_test.bpf.o");
     let btf = Btf::from_path(&object).expect("type information of the object");
-    check_layouts! { &btf;
-        Tuple = "sa_tuple" { local, remote, local_port, remote_port, family, listen_port }
-        Side = "sa_side" {
-            cookie, ready, sk, netns_cookie, tuple, skipped, role, snd_wscale, rcv_wscale,
-            wscale_ok, tgid, pad, start_time, pad2,
-        }
-        Conn = "sa_conn" { side, gate, poisoned, left, pad }
-        Sock = "sa_sock" {
-            cookie, conn_id, peer_cookie, peer_sk, netns_cookie, start_time,
-            redirected_messages, redirected_bytes, stack_messages, stack_bytes, side, role,
-            skipped, ejected, enrolled, path, why, verdict, generation, first_seq,
-            promoted_seq, queued_messages, queued_bytes, reused, company, tid, tgid, gate_open,
-            marks, promotions, demotions, policy_tier, pad, peer_ports, tuple,
-        }
-        Dump = "sa_dump" {
-            sock, unread_bytes, unread_messages, state, inode, uid, nonblock, pad,
-        }
-        Endpoint = "sa_endpoint" { identity, host }
-        Cidr = "sa_cidr" { prefixlen, addr }
-        ServiceKey = "sa_service_key" { addr, port, proto, pad }
-        Service = "sa_service" { accelerate, pad, connections }
-        PolicyKey = "sa_policy_key" { endpoint, identity, port, proto, direction, kind, pad }
-        Policy = "sa_policy" { verdict, pad, evaluations }
-        Config = "sa_config" {
-            layout, enabled, generation, reserved, scope, blocking, budget_messages,
-            budget_bytes, max_message, port_includes, cidr_includes, allow,
-            without_company_rule, without_observer, pad,
-        }
+    for (name, mirror) in [
+        ("sa_tuple", in_mirror::<Tuple>()),
+        ("sa_side", in_mirror::<Side>()),
+        ("sa_conn", in_mirror::<Conn>()),
+        ("sa_sock", in_mirror::<Sock>()),
+        ("sa_dump", in_mirror::<Dump>()),
+        ("sa_endpoint", in_mirror::<Endpoint>()),
+        ("sa_cidr", in_mirror::<Cidr>()),
+        ("sa_service_key", in_mirror::<ServiceKey>()),
+        ("sa_service", in_mirror::<Service>()),
+        ("sa_policy_key", in_mirror::<PolicyKey>()),
+        ("sa_policy", in_mirror::<Policy>()),
+        ("sa_config", in_mirror::<Config>()),
+        ("sa_view", in_mirror::<View>()),
+    ] {
+        assert_eq!(in_object(&btf, name), mirror, "{name}");
     }
 }
