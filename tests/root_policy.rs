@@ -32,6 +32,9 @@ use common::traffic::Direction;
 use common::traffic::Plan;
 use common::traffic::run_end;
 use common::warm::round_trip;
+use sockaccel::maps::Table;
+use sockaccel::maps::layout::Policy;
+use sockaccel::maps::layout::PolicyKey;
 use tempfile::TempDir;
 
 const SERVER: &str = "127.0.0.1";
@@ -47,7 +50,7 @@ struct Bed {
     options: Options,
     _joined: Joined,
     instance: Instance,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
 }
 
 impl Bed {
@@ -63,7 +66,7 @@ impl Bed {
             options,
             _joined: joined,
             instance,
-            _cgroup: cgroup,
+            cgroup,
         }
     }
 
@@ -671,4 +674,63 @@ fn both_connections_of_a_proxy_can_be_redirected() {
         "{}",
         carried.after.0
     );
+}
+
+/// Scope is part of the verdict: either it acts on live connections when it is
+/// changed, or never. Not at the next change of something else.
+#[test]
+fn a_change_of_scope_acts_on_live_connections() {
+    let bed = Bed::new(&[]);
+    shown(&bed);
+    bed.redirected("scope local");
+    for (scope, redirected) in [("endpoints", false), ("local", true)] {
+        let ran = bed
+            .instance
+            .enable_more(&[&bed.cgroup], &["--scope", scope]);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        if redirected {
+            bed.redirected(scope);
+        } else {
+            bed.on_the_stack(scope, "not_endpoint");
+        }
+    }
+}
+
+#[test]
+fn del_host_deletes_all_or_nothing() {
+    let bed = Bed::new(&[]);
+    bed.run("endpoint add --host");
+    let before = bed.instance.dump("endpoints");
+    assert!(before.len() > 1, "{before:?}");
+    bed.run("policy add 127.0.0.1 ingress any allow");
+    let ran = bed.instance.run(&["endpoint", "del", "--host"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert_eq!(bed.instance.dump("endpoints"), before);
+}
+
+/// A command killed between its write and the new generation, then repeated.
+#[test]
+fn a_repeated_command_finishes_what_a_killed_one_began() {
+    let bed = Bed::new(&[]);
+    shown(&bed);
+    bed.run("endpoint add 127.0.0.2");
+    bed.run("policy add 127.0.0.2 egress any allow");
+    bed.redirected("allowed");
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(bed.instance.name());
+    let rules: Table<PolicyKey, Policy> = Table::open(&dir, "sa_policy").expect("the map");
+    let (key, value) = rules
+        .entries()
+        .expect("rules")
+        .into_iter()
+        .find(|(key, _)| key.kind == 0)
+        .expect("the rule");
+    let key = PolicyKey { proto: 6, ..key };
+    let value = Policy {
+        verdict: -1,
+        evaluations: 0,
+        ..value
+    };
+    rules.set(&key, &value).expect("the write");
+    bed.run("policy add 127.0.0.2 egress any tcp deny");
+    bed.on_the_stack("denied", "denied");
 }
