@@ -456,19 +456,20 @@ fn timestamping() {
 #[test]
 fn pacing() {
     option("pacing", |fd| {
-        option::set(fd, option::MaxPacingRate, 50_000_000)
+        option::set(fd, option::MaxPacingRate, 50_000_000);
     });
 }
 
 /// Set later, on both ends of a pair that is redirected already.
 #[test]
 fn options_set_later_send_a_direction_back() {
-    let later: [(&str, fn(&TcpStream)); 4] = [
+    type Set = fn(&TcpStream);
+    let later: [(&str, Set); 4] = [
         ("rcvlowat", |s| option::set(s, option::RcvLowat, 2)),
         ("tcp_inq", |s| option::set(s, option::Inq, 1)),
         ("peek_off", |s| option::set(s, option::PeekOff, 0)),
         ("pacing", |s| {
-            option::set(s, option::MaxPacingRate, 50_000_000)
+            option::set(s, option::MaxPacingRate, 50_000_000);
         }),
     ];
     for (name, set) in later {
