@@ -11,6 +11,7 @@ pub mod deadline;
 pub mod helper;
 pub mod instance;
 pub mod netns;
+pub mod other_program;
 pub mod pair;
 pub mod pattern;
 pub mod rng;
