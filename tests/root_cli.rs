@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::pipe;
@@ -972,51 +973,88 @@ fn an_instance_with_missing_pins_can_be_disabled() {
     world.sh("disable").ok();
 }
 
-const STEPS: &str =
-    "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount,unshare";
+const STEPS: &str = "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount";
+
+/// The steps after which something outside of the process is different.
+const CHANGES: [&str; 10] = [
+    "mkdir",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mount",
+    "bpf(BPF_OBJ_PIN,",
+    "bpf(BPF_MAP_UPDATE_ELEM,",
+    "bpf(BPF_MAP_DELETE_ELEM,",
+    "bpf(BPF_LINK_",
+    "bpf(BPF_PROG_ATTACH,",
+];
+
+/// The nth call of one system call.
+type Step = (String, usize);
 
 impl World {
-    /// Runs the command and kills it at its Nth step; false when it had fewer.
-    fn killed_at(&self, words: &str, step: usize) -> bool {
+    fn strace(&self, words: &str, options: &[&str]) -> std::process::Output {
         let mut command = Command::new("strace");
         command
-            .args(["-f", "-qq", "-o", "/dev/null", "-e"])
-            .arg(format!("trace={STEPS}"))
-            .arg("-e")
-            .arg(format!("inject={STEPS}:signal=KILL:when={step}"))
+            .args(["-qq", "-e", &format!("trace={STEPS}")])
+            .args(options)
             .arg(BINARY);
         self.prepare(&mut command, &words.split_whitespace().collect::<Vec<_>>());
-        let output = command.output().expect("strace(1) is needed");
+        command.output().expect("strace(1) is needed")
+    }
+
+    /// Runs the command to its end; its steps that change something.
+    fn changing_steps(&self, words: &str) -> Vec<Step> {
+        let log = self.dir.path().join("strace");
+        let ran = self.strace(words, &["-o", &log.display().to_string()]);
+        assert!(ran.status.success(), "{words}: {ran:?}");
+        let log = fs::read_to_string(log).expect("what strace wrote");
+        let changes = |line: &str| {
+            CHANGES.iter().any(|change| line.starts_with(change)) && !line.contains("= -1 ")
+        };
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        let mut steps = Vec::new();
+        for line in log.lines() {
+            let (call, _) = line.split_once('(').expect("a system call");
+            let count = counts.entry(call).or_default();
+            *count += 1;
+            if changes(line) {
+                steps.push((call.to_owned(), *count));
+            }
+        }
+        steps
+    }
+
+    /// Runs the command and kills it as it begins this step.
+    fn kill_at(&self, words: &str, step: &Step) {
+        let (call, nth) = step;
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let ran = self.strace(words, &["-o", "/dev/null", "-e", &inject]);
         // strace dies of what its command died of.
-        let killed = output.status.signal() == Some(9) || output.status.code() == Some(137);
-        assert!(
-            killed || output.status.success(),
-            "{words}, step {step}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        killed
+        let killed = ran.status.signal() == Some(9) || ran.status.code() == Some(137);
+        assert!(killed, "{words}, {step:?}: {ran:?}");
     }
 }
 
-/// Runs a command that is killed at each of its steps in turn. `before` and
-/// `after` are called around each.
+/// Runs a command that is killed between each two changes that it makes.
+/// `before` and `after` are called around each.
 fn kill_at_each_step(
     world: &World,
     words: &str,
-    mut before: impl FnMut(),
+    before: impl Fn(),
     mut after: impl FnMut(&str, usize),
 ) {
-    for step in 1..2000 {
+    before();
+    let steps = world.changing_steps(words);
+    after(&format!("{words}: not killed"), 0);
+    for (n, step) in steps.iter().enumerate() {
         before();
-        let killed = world.killed_at(words, step);
-        after(&format!("{words}: killed at step {step}"), step);
-        if !killed {
-            assert!(step > 10, "{words}: nothing was killed");
-            println!("{words}: killed at each of {} steps", step - 1);
-            return;
-        }
+        world.kill_at(words, step);
+        after(&format!("{words}: killed at {step:?}"), n);
     }
-    panic!("{words} has no end");
+    // A command that makes one change cannot be half done.
+    assert!(steps.len() > 1, "{words}: {steps:?}");
+    println!("{words}: killed before each of {} changes", steps.len());
 }
 
 #[test]
@@ -1025,7 +1063,7 @@ fn enable_killed_at_any_step_leaves_nothing_half_done() {
     let cgroup = Cgroup::new("cli");
     let _other = OtherProgram::attach(&cgroup);
     let before = attached_to(cgroup.path());
-    let enable = enable_words(&cgroup, "--port 80");
+    let enable = enable_words(&cgroup, "--cidr 127.0.0.0/8");
     world.mount(MsFlags::empty());
     kill_at_each_step(
         &world,
@@ -1035,7 +1073,7 @@ fn enable_killed_at_any_step_leaves_nothing_half_done() {
             if step % 2 == 0 {
                 world.sh(&enable).ok();
                 world.assert_enabled_once(&cgroup, 1, case);
-                assert_eq!(world.json("dump config")["port_includes"], 1, "{case}");
+                assert_eq!(world.json("dump config")["cidr_includes"], 1, "{case}");
             }
             world.sh("disable").ok();
             world.assert_empty(case);
