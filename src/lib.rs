@@ -5,6 +5,7 @@
 //! [`state`] (pins, lock, attachment), [`maps`] (typed access to each map) and
 //! [`sys`] (every `unsafe`).
 
+pub mod bench;
 pub mod cli;
 pub mod doctor;
 pub mod error;

@@ -164,6 +164,16 @@ pub const WHYS: &[Outcome] = &[
         "the receiving program moves data with splice(2)",
         "",
     ),
+    outcome(
+        "stuck",
+        "refused with EACCES: the receiver began to splice(2) while redirected data waited for it",
+        "exclude the program by a cgroup of its own or by --exclude-port",
+    ),
+    outcome(
+        "contended",
+        "the receiver spins on its socket, and a redirect would have to wait for its lock",
+        "",
+    ),
     outcome("pressure", "the kernel is short of socket memory", ""),
     outcome("missed", "the receiver left the table meanwhile", ""),
 ];

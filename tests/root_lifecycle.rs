@@ -13,6 +13,7 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
 use common::pair::listen;
+use common::raw;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::warm::assert_redirected;
@@ -86,7 +87,7 @@ fn a_socket_connected_twice_is_never_mistaken_for_its_old_self() {
     assert_redirected(&before, &instance.stats(), 10);
 
     let listener: TcpListener = listen(&Options::default());
-    disconnect(&old.client);
+    raw::disconnect(&old.client).expect("connect to AF_UNSPEC");
     let to = listener.local_addr().expect("getsockname");
     let std::net::SocketAddr::V4(to) = to else {
         panic!("{to} is not IPv4")
@@ -109,20 +110,4 @@ fn a_socket_connected_twice_is_never_mistaken_for_its_old_self() {
     let stats = instance.stats();
     assert_eq!(stats.by_reason("skipped", "reused"), 1, "{}", stats.0);
     drop(joined);
-}
-
-fn disconnect(stream: &std::net::TcpStream) {
-    let unspec = nix::libc::sockaddr {
-        sa_family: 0,
-        sa_data: [0; 14],
-    };
-    // SAFETY: the address is a whole sockaddr on the stack.
-    #[allow(unsafe_code)]
-    let ret = unsafe { nix::libc::connect(stream.as_raw_fd(), &raw const unspec, 16) };
-    assert_eq!(
-        ret,
-        0,
-        "connect(AF_UNSPEC): {}",
-        std::io::Error::last_os_error()
-    );
 }

@@ -7,36 +7,8 @@
 #define SA_EJECT_H
 
 #include "inspect.h"
+#include "listener.h"
 #include "pairing.h"
-
-static __always_inline void sa_listener_key_of(const struct sa_tuple *server, __u64 netns_cookie,
-					       struct sa_listener_key *key)
-{
-	__builtin_memcpy(&key->addr, &server->local, sizeof(key->addr));
-	key->netns_cookie = netns_cookie;
-	key->port = server->local_port;
-}
-
-/* What one child's reading says of its later siblings. */
-static __always_inline void sa_listener_learn(const struct sa_tuple *server, __u64 netns_cookie,
-					      bool blocking, bool splicing)
-{
-	struct sa_listener_key key = {};
-	struct sa_listener fresh = { .blocking = blocking, .splicing = splicing };
-	struct sa_listener *known;
-
-	sa_listener_key_of(server, netns_cookie, &key);
-	known = bpf_map_lookup_elem(&sa_listeners, &key);
-	if (!known) {
-		if (blocking || splicing)
-			bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_NOEXIST);
-		return;
-	}
-	known->blocking = blocking;
-	known->tries = 0;
-	if (splicing)
-		known->splicing = 1;
-}
 
 /* Deletes one socket from the map, and counts it if it was there. */
 static __always_inline bool sa_eject_one(__u64 cookie, __u32 reason)
@@ -86,7 +58,10 @@ static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_si
 {
 	__u16 *ports = (void *)&st->peer_ports;
 
+	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
+
 	st->peer_sk = peer->sk;
+	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
 	ports[0] = bpf_htons(peer->tuple.remote_port);
 	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;
@@ -126,7 +101,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	own = sa_judge(tp, conf);
 	if (own && own != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_PASSIVE && own == SA_REASON_BLOCKING_READER)
-			sa_listener_learn(&st->tuple, st->netns_cookie, true, false);
+			sa_listener_learn(st->netns_cookie, st->tuple.local_port, true);
 		if (sa_eject_pair(ops, st, conn, own))
 			return;
 	}
@@ -137,13 +112,13 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	theirs = sa_judge(peer, conf);
 	if (theirs && theirs != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
-			sa_listener_learn(&other->tuple, other->netns_cookie, true, false);
+			sa_listener_learn(other->netns_cookie, other->tuple.local_port, true);
 		if (sa_eject_pair(ops, st, conn, theirs))
 			return;
 	}
 	if (!own && !theirs) {
 		if (st->role == SA_ROLE_PASSIVE)
-			sa_listener_learn(&st->tuple, st->netns_cookie, false, false);
+			sa_listener_learn(st->netns_cookie, st->tuple.local_port, false);
 		sa_quiet(ops);
 	}
 }

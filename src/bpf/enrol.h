@@ -5,10 +5,6 @@
 
 #include "eject.h"
 #include "policy.h"
-#include "splice.h"
-
-/* A listener known for blocking children gets one tried in so many. */
-#define SA_TRY_EVERY 64
 
 /* EBUSY ... of include/uapi/asm-generic/errno-base.h, as returned. */
 static __always_inline __u32 sa_update_reason(long err)
@@ -26,31 +22,10 @@ static __always_inline __u32 sa_update_reason(long err)
 	}
 }
 
-/* What can be known of an accepted socket's reader before accept(2). */
-static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
-					      const struct sa_sock *st)
-{
-	struct sa_listener_key key = {};
-	struct sa_listener *known;
-
-	sa_listener_key_of(&st->tuple, st->netns_cookie, &key);
-	known = bpf_map_lookup_elem(&sa_listeners, &key);
-	if (!known)
-		return SA_REASON_NONE;
-	if (known->splicing)
-		return SA_REASON_SPLICING;
-	if (!known->blocking || conf->blocking)
-		return SA_REASON_NONE;
-	if (++known->tries >= SA_TRY_EVERY) {
-		known->tries = 0;
-		return SA_REASON_NONE;
-	}
-	return SA_REASON_BLOCKING_READER;
-}
-
 /* Everything that can be said before the peer is known. */
 static __always_inline __u32 sa_unfit(struct sa_config *conf, struct sa_sock *st,
-				      const struct tcp_sock___sa *tp)
+				      const struct tcp_sock___sa *tp,
+				      const struct sa_listening *listening)
 {
 	bool active = st->role == SA_ROLE_ACTIVE;
 	const struct sa_tuple *t = &st->tuple;
@@ -69,7 +44,7 @@ static __always_inline __u32 sa_unfit(struct sa_config *conf, struct sa_sock *st
 	if (active && sa_on_stack_service(t, true))
 		return SA_REASON_SERVICE;
 	if (!active)
-		return sa_listener_says(conf, st);
+		return sa_listener_says(conf, st, listening);
 	if (!conf->without_observer && sa_process_splices(st->tgid, st->start_time))
 		return SA_REASON_SPLICING;
 	if (conf->blocking)
@@ -170,7 +145,8 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	struct bpf_sock *sk = ops->sk;
 	const struct tcp_sock___sa *tp;
 	struct sa_sock *st;
-	__u32 *listen_port, reason;
+	const struct sa_listening *listening;
+	__u32 reason;
 	__u64 addr;
 
 	if (!conf || !conf->enabled || !sk)
@@ -192,9 +168,9 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	st->netns_cookie = bpf_get_netns_cookie(ops);
 	st->role = role;
 	sa_tuple_of(tp, &st->tuple);
-	listen_port = bpf_sk_storage_get(&sa_listening, sk, NULL, 0);
-	if (listen_port)
-		st->tuple.listen_port = *listen_port;
+	listening = bpf_sk_storage_get(&sa_listening, sk, NULL, 0);
+	if (listening)
+		st->tuple.listen_port = listening->port;
 	st->first_seq = tp->snd_nxt;
 	st->conn_id = sa_conn_id(tp->snd_nxt, tp->rcv_nxt);
 	st->side = tp->snd_nxt < tp->rcv_nxt;
@@ -204,7 +180,7 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 		st->conn_id = 0;
 		reason = SA_REASON_SELF_CONNECT;
 	} else {
-		st->skipped = sa_unfit(conf, st, tp);
+		st->skipped = sa_unfit(conf, st, tp, listening);
 		reason = role == SA_ROLE_ACTIVE ? sa_meet_active(st, tp, addr) :
 						  sa_meet_passive(st, tp, addr);
 	}
@@ -258,27 +234,6 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 		st->reused = 1;
 	}
 	sa_note_process(st, bpf_get_current_pid_tgid() >> 32);
-}
-
-/* A new listener: what was learned at its address is of another program. */
-static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
-{
-	struct sa_listener_key key = {};
-	const struct tcp_sock___sa *tp;
-	struct bpf_sock *sk = ops->sk;
-	struct sa_tuple t = {};
-	__u32 port;
-
-	if (!sk)
-		return;
-	tp = (const void *)bpf_skc_to_tcp_sock(sk);
-	if (!tp)
-		return;
-	sa_tuple_of(tp, &t);
-	port = t.local_port;
-	sa_listener_key_of(&t, bpf_get_netns_cookie(ops), &key);
-	bpf_map_delete_elem(&sa_listeners, &key);
-	bpf_sk_storage_get(&sa_listening, sk, &port, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 
 static __always_inline void sa_on_close(struct sa_sock *st)

@@ -70,12 +70,12 @@ static __always_inline bool sa_alone(const struct sk_psock___sa *psock)
 	return psock->refcnt.refs.counter == 2;
 }
 
-static __always_inline bool sa_under_pressure(const struct sock___sa *sk)
+/* tcp_enter_memory_pressure() sets the word that sa_adopt_peer() found. */
+static __always_inline bool sa_under_pressure(const struct sa_sock *st)
 {
-	const unsigned long *pressure = sk->__sk_common.skc_prot->memory_pressure;
-
-	return pressure && *(const unsigned long *)bpf_rdonly_cast(
-				   pressure, bpf_core_type_id_kernel(unsigned long));
+	return st->pressure &&
+	       *(const unsigned long *)bpf_rdonly_cast((const void *)st->pressure,
+						       bpf_core_type_id_kernel(unsigned long));
 }
 
 static __always_inline bool sa_own_can_send(const struct sock___sa *sk)
@@ -92,7 +92,7 @@ static __always_inline bool sa_peer_can_read(const struct sock___sa *sk)
 
 	return (state == SA_TCP_ESTABLISHED || state == SA_TCP_CLOSE_WAIT ||
 		state == SA_TCP_FIN_WAIT1 || state == SA_TCP_FIN_WAIT2) &&
-	       !(sk->sk_shutdown & SA_RCV_SHUTDOWN) && sk->sk_socket;
+	       !(sk->sk_shutdown & SA_RCV_SHUTDOWN);
 }
 
 static __always_inline void sa_against(struct sa_view *v, __u32 why)
@@ -107,6 +107,42 @@ static __always_inline void sa_force(struct sa_view *v, __u32 why)
 	v->forced = 1;
 }
 
+/*
+ * A reader that spins in recv(2) holds its socket's lock most of the time. TCP
+ * would leave the message in the backlog; a redirect sleeps until it gets the
+ * lock. Each time counts for four that find it free.
+ */
+#define SA_CONTENDED_STEP 4
+#define SA_CONTENDED_LIMIT 64
+
+static __always_inline bool sa_contended(struct sa_sock *st, const struct sock___sa *psk)
+{
+	if (psk->sk_lock.owned) {
+		if (st->contended < 2 * SA_CONTENDED_LIMIT)
+			st->contended += SA_CONTENDED_STEP;
+	} else if (st->contended) {
+		st->contended--;
+	}
+	/* Leave at the limit, come back when it has been free for long. */
+	return st->path == SA_PATH_REDIRECT ? st->contended >= SA_CONTENDED_LIMIT : st->contended;
+}
+
+/* What is looked at before a promotion only: options that are set later come
+ * by sa_setsockopt, which marks the socket; what the kernel does with its own
+ * sockets shows in their callback.
+ */
+static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct sock___sa *own,
+					    const struct tcp_sock___sa *peer)
+{
+	const struct sock___sa *psk = (const void *)peer;
+	const struct socket___sa *socket = psk->sk_socket;
+
+	if (!socket || sa_options(peer) || psk->sk_data_ready != own->sk_data_ready)
+		return false;
+	st->peer_file = (__u64)socket->file;
+	return st->peer_file;
+}
+
 /* Fills the view for one message; st->verdict is current. */
 static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock___sa *tp,
 				       const struct sa_config *conf, struct sa_view *v)
@@ -115,7 +151,6 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	const struct tcp_sock___sa *peer = sa_cast(st->peer_sk, tcp_sock___sa);
 	const struct sock___sa *psk = (const void *)peer;
 	const struct sk_psock___sa *psock = sa_psock(own);
-	__u32 quarter;
 
 	v->write_seq = tp->write_seq;
 	v->alone = psock && sa_alone(psock);
@@ -123,33 +158,40 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 		return sa_force(v, SA_WHY_OWN_STATE);
 	if ((__u64)psk->__sk_common.skc_cookie.counter != st->peer_cookie)
 		return sa_force(v, SA_WHY_PEER_STATE);
+	/* Gone at close(2), too: behind this the file is the peer's. */
 	psock = sa_psock(psk);
 	if (!psock)
 		return sa_force(v, SA_WHY_MISSED);
 	if (!sa_peer_can_read(psk) || psk->__sk_common.skc_portpair != st->peer_ports)
 		return sa_force(v, SA_WHY_PEER_STATE);
 
-	v->copied_seq = peer->copied_seq;
 	v->queue_empty = sa_queue_empty(psock);
-	quarter = (__u32)psk->sk_rcvbuf / 4;
-	v->budget_bytes = quarter < conf->budget_bytes ? quarter : conf->budget_bytes;
+	v->budget_bytes = conf->budget_bytes;
+	if (!v->queue_empty) {
+		__u32 quarter = (__u32)psk->sk_rcvbuf / 4;
+
+		if (quarter < v->budget_bytes)
+			v->budget_bytes = quarter;
+	}
 	if (!conf->enabled)
 		return sa_against(v, SA_WHY_DISABLED);
 	if (st->verdict)
 		return sa_against(v, st->verdict);
-	if (!conf->blocking && sa_blocking(peer))
-		return sa_against(v, SA_WHY_READER);
-	/*
-	 * Options are looked at before a promotion; one that is set later comes
-	 * by sa_setsockopt, which marks the socket. What the kernel does with
-	 * its own sockets shows in their callback.
-	 */
-	if (st->path != SA_PATH_REDIRECT &&
-	    (sa_options(peer) || psk->sk_data_ready != own->sk_data_ready))
-		return sa_against(v, SA_WHY_READER);
 	if (v->size > conf->max_message)
 		return sa_against(v, SA_WHY_LARGE);
-	if (sa_under_pressure(psk))
+	if (sa_contended(st, psk))
+		return sa_against(v, SA_WHY_CONTENDED);
+	if (st->path != SA_PATH_REDIRECT) {
+		v->copied_seq = peer->copied_seq;
+		if (v->copied_seq == st->first_seq)
+			return;
+		if (!sa_fit_to_start(st, own, peer))
+			return sa_against(v, SA_WHY_READER);
+	}
+	if (!conf->blocking &&
+	    !(sa_cast(st->peer_file, file___sa)->f_flags & SA_O_NONBLOCK))
+		return sa_against(v, SA_WHY_READER);
+	if (sa_under_pressure(st))
 		return sa_against(v, SA_WHY_PRESSURE);
 }
 

@@ -88,6 +88,8 @@ struct sa_sock {
 	__u64 conn_id;
 	__u64 peer_cookie; /* 0 until paired, then immutable */
 	__u64 peer_sk;
+	__u64 peer_file; /* of the peer, while the path is redirect */
+	__u64 pressure; /* address of the protocol's memory_pressure */
 	__u64 netns_cookie;
 	__u64 start_time; /* of the process `tgid`: ns since boot */
 	__u64 redirected_messages;
@@ -116,11 +118,11 @@ struct sa_sock {
 	__u32 promotions;
 	__u32 demotions;
 	__u32 policy_tier; /* tier of the entry that decided, 0 none */
-	__u32 pad;
+	__u32 contended; /* how often the peer's lock was found taken: 0 rarely */
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 216, "layout");
+_Static_assert(sizeof(struct sa_sock) == 232, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -219,14 +221,13 @@ struct sa_config {
 };
 _Static_assert(sizeof(struct sa_config) == 64, "layout");
 
-/* What became known of the sockets accepted at one address and port. */
+/* Of sa_listeners: a port, whatever the address. */
 struct sa_listener_key {
-	struct sa_addr addr;
 	__u64 netns_cookie;
-	__u16 port;
-	__u16 pad[3];
+	__u32 port;
+	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_listener_key) == 32, "layout");
+_Static_assert(sizeof(struct sa_listener_key) == 16, "layout");
 
 struct sa_listener {
 	__u32 blocking; /* the last child judged was a blocking reader */
@@ -235,9 +236,18 @@ struct sa_listener {
 	__u32 pad;
 };
 
-/* A process seen splicing from an enrolled socket. */
+/* Value of sa_listening: who called listen(2), and for which port. */
+struct sa_listening {
+	__u64 start_time; /* of the process: ns since boot */
+	__u32 tgid;
+	__u32 port;
+};
+
+/* A process seen splicing from an enrolled socket, or the parent of one. */
 struct sa_splicer {
 	__u64 start_time; /* ns since boot, tells a reused pid apart */
+	__u32 by_child; /* only a child did: what the process listens for is suspect */
+	__u32 pad;
 };
 
 /* One record of sa_iter_dump. */
@@ -251,6 +261,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 248, "layout");
+_Static_assert(sizeof(struct sa_dump) == 264, "layout");
 
 #endif

@@ -102,8 +102,13 @@ struct mem_cgroup___sa {
 	unsigned long socket_pressure;
 };
 
+struct socket_lock_t___sa {
+	int owned;
+};
+
 struct sock___sa {
 	struct sock_common___sa __sk_common;
+	struct socket_lock_t___sa sk_lock;
 	int sk_peek_off;
 	int sk_rcvbuf;
 	void *sk_data_ready;
@@ -160,6 +165,7 @@ struct task_struct___sa {
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;
+	struct task_struct___sa *real_parent;
 	struct files_struct___sa *files;
 };
 

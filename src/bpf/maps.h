@@ -39,14 +39,14 @@ struct {
 	__type(value, struct sa_sock);
 } sa_socks SEC(".maps");
 
-/* Port of the listener, cloned by the kernel into every socket accepted from
- * it. sa_sockops writes it at listen(2).
+/* The listener, cloned by the kernel into every socket accepted from it.
+ * sa_sockops writes it at listen(2).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
-	__type(value, __u32);
+	__type(value, struct sa_listening);
 } sa_listening SEC(".maps");
 
 /* Local addresses with policy. User space writes (endpoint add|del). */
@@ -111,7 +111,7 @@ struct {
 } sa_cidrs SEC(".maps");
 
 /* What earlier children of a listener turned out to be. sa_sockops writes when
- * it judges one, sa_skmsg when it sees one splice.
+ * it judges one, the splice observer when it sees one splice.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

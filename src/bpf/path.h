@@ -70,9 +70,12 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 		why = SA_WHY_BUDGET;
 	if (!why)
 		return 0;
-	/* Stuck is better than reordered. */
+	/*
+	 * It would read TCP's bytes first, and stuck is better than reordered. What
+	 * it never reads must not fill the memory: then the sender gets an error.
+	 */
 	if (v->splicing && !v->queue_empty)
-		return 0;
+		return v->queue_long && sa_over(st, v, conf, SA_HARD_CAP) ? SA_WHY_STUCK : 0;
 	if (v->alone || conf->without_company_rule)
 		return sa_demote(st, why);
 	/*

@@ -89,8 +89,6 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 	mark = bpf_map_lookup_elem(&sa_marked, &st->peer_cookie);
 	if (mark)
 		st->marks |= *mark;
-	if (mark && *mark & SA_MARK_SPLICING && active)
-		sa_listener_learn(&peer->tuple, peer->netns_cookie, false, true);
 	if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time))
 		st->marks |= SA_MARK_SPLICING;
 	if (st->marks) {
@@ -176,7 +174,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 		return SK_PASS;
 
 	pid_tgid = bpf_get_current_pid_tgid();
-	v.another_thread = st->tid && st->tid != (__u32)pid_tgid;
+	v.another_thread = st->tid != (__u32)pid_tgid;
 	st->tid = pid_tgid;
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
@@ -191,7 +189,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	sa_inspect(st, tp, conf, &v);
 	v.splicing = st->marks & SA_MARK_SPLICING;
 	path = st->path;
-	if (path == SA_PATH_REDIRECT && !v.alone && !v.queue_empty &&
+	if (path == SA_PATH_REDIRECT && (!v.alone || v.splicing) && !v.queue_empty &&
 	    sa_over(st, &v, conf, SA_HARD_CAP))
 		v.queue_long = sa_peer_queue_long(st, conf->budget_messages, v.budget_bytes);
 	why = sa_decide(st, &v, conf);
@@ -205,6 +203,12 @@ int sa_skmsg(struct sk_msg_md *msg)
 	}
 
 	stats = sa_count();
+	if (why == SA_WHY_STUCK) {
+		st->why = why;
+		if (stats)
+			__sync_fetch_and_add(&stats->stack_why[SA_WHY_STUCK], 1);
+		return SK_DROP;
+	}
 	if (why) {
 		if (path == SA_PATH_REDIRECT && stats && why < SA_WHY_COUNT) {
 			__sync_fetch_and_add(&stats->demoted_why[why], 1);

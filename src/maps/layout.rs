@@ -100,6 +100,8 @@ pub struct Sock {
     pub conn_id: u64,
     pub peer_cookie: u64,
     pub peer_sk: u64,
+    pub peer_file: u64,
+    pub pressure: u64,
     pub netns_cookie: u64,
     pub start_time: u64,
     pub redirected_messages: u64,
@@ -128,7 +130,7 @@ pub struct Sock {
     pub promotions: u32,
     pub demotions: u32,
     pub policy_tier: u32,
-    pub pad: u32,
+    pub contended: u32,
     pub peer_ports: u32,
     pub tuple: Tuple,
 }
@@ -278,8 +280,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 216);
-    assert!(size_of::<Dump>() == 248);
+    assert!(size_of::<Sock>() == 232);
+    assert!(size_of::<Dump>() == 264);
     assert!(size_of::<Cidr>() == 20);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

@@ -1,4 +1,7 @@
 //! Every `unsafe` of the crate, one file per kernel interface.
 
 pub mod bpf;
+pub mod bpf_stats;
 pub mod probe;
+pub mod tcp;
+pub mod textbook;

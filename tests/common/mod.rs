@@ -6,16 +6,20 @@
 // Each test file is a crate of its own and uses its own part of this.
 #![allow(dead_code)]
 
+pub mod books;
 pub mod cgroup;
 pub mod deadline;
 pub mod helper;
 pub mod instance;
 pub mod netns;
 pub mod other_program;
+pub mod option;
 pub mod pair;
 pub mod pattern;
+pub mod raw;
 pub mod rng;
 pub mod stream;
+pub mod tagged;
 pub mod traffic;
 pub mod warm;
 

@@ -40,6 +40,10 @@ pub struct Options {
     pub receive_buffer: Option<usize>,
     /// `TCP_NODELAY` of both ends.
     pub nodelay: bool,
+    /// Done to the client's socket before connect.
+    pub prepare_client: fn(&OwnedFd),
+    /// Done to the listener's socket before bind.
+    pub prepare_listener: fn(&OwnedFd),
 }
 
 impl Default for Options {
@@ -53,6 +57,8 @@ impl Default for Options {
             send_buffer: None,
             receive_buffer: None,
             nodelay: true,
+            prepare_client: |_| {},
+            prepare_listener: |_| {},
         }
     }
 }
@@ -129,6 +135,7 @@ impl Pair {
 /// A listener alone.
 pub fn listen(options: &Options) -> TcpListener {
     let fd = make(options.listen, options, options.server_nonblocking);
+    (options.prepare_listener)(&fd);
     socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(options.listen))
         .unwrap_or_else(|e| panic!("bind {}: {e}", options.listen));
@@ -139,6 +146,7 @@ pub fn listen(options: &Options) -> TcpListener {
 /// A client alone; returns when it is connected.
 pub fn connect(to: SocketAddr, options: &Options) -> TcpStream {
     let fd = make(to, options, options.client_nonblocking);
+    (options.prepare_client)(&fd);
     if let Some(from) = options.bind {
         socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from))

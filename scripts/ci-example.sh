@@ -1,0 +1,65 @@
+#!/bin/bash
+# How a CI job accelerates one command and checks that it was:
+#
+#     sudo scripts/ci-example.sh COMMAND [ARGUMENT...]
+#
+# The instance is the job's own, so that jobs on one machine do not meet, and the
+# trap removes it and the cgroup however the job ends. The exit status is the
+# command's, or 1 when less than MIN_PERCENT of the bytes were redirected.
+set -euo pipefail
+
+sockaccel=${SOCKACCEL:-sockaccel}
+min_percent=${MIN_PERCENT:-1}
+instance=ci-$$
+(($#)) || {
+	echo "usage: $0 COMMAND [ARGUMENT...]" >&2
+	exit 2
+}
+
+cgroup=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)/sockaccel-$instance
+pid=
+cleanup() {
+	status=$?
+	trap '' INT TERM
+	if [[ -n $pid ]]; then
+		kill "$pid" 2>/dev/null || true
+		wait "$pid" 2>/dev/null || true
+	fi
+	"$sockaccel" disable --instance "$instance" || true
+	# What the command started and left behind ends here.
+	echo 1 2>/dev/null >"$cgroup/cgroup.kill" || true
+	for _ in {1..50}; do
+		rmdir "$cgroup" 2>/dev/null && break
+		sleep 0.1
+	done
+	exit "$status"
+}
+mkdir "$cgroup"
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# This job accepts what enable would refuse: nothing in it uses FIONREAD.
+"$sockaccel" enable --cgroup "$cgroup" --instance "$instance" --allow fionread
+
+# The shell joins the cgroup before it becomes the command. In the background,
+# because bash runs traps only between foreground commands.
+(
+	echo "$BASHPID" >"$cgroup/cgroup.procs"
+	exec "$@"
+) &
+pid=$!
+status=0
+wait "$pid" || status=$?
+pid=
+
+stats=$("$sockaccel" stats --json --instance "$instance")
+percent=$(jq '(.redirected_bytes | tonumber) as $redirected | (.stack_bytes | tonumber) as $stack |
+	if $redirected + $stack == 0 then 0 else 100 * $redirected / ($redirected + $stack) | floor end' <<<"$stats")
+echo "$percent % of the bytes between enrolled sockets were redirected"
+((status == 0)) || exit "$status"
+if ((percent < min_percent)); then
+	echo "less than $min_percent %: connections were skipped for these reasons" >&2
+	jq .skipped <<<"$stats" >&2
+	exit 1
+fi

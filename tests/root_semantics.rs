@@ -1,0 +1,915 @@
+//! What programs see: each case runs on plain TCP and on an accelerated pair,
+//! and must tell the same story.
+
+mod common;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::fcntl::SpliceFFlags;
+use nix::fcntl::splice;
+use nix::libc;
+use nix::poll::PollFlags;
+use nix::sys::epoll::Epoll;
+use nix::sys::epoll::EpollCreateFlags;
+use nix::sys::epoll::EpollEvent;
+use nix::sys::epoll::EpollFlags;
+use nix::sys::epoll::EpollTimeout;
+use nix::sys::pthread::Pthread;
+use nix::sys::pthread::pthread_kill;
+use nix::sys::pthread::pthread_self;
+use nix::sys::sendfile::sendfile;
+use nix::sys::signal::Signal;
+use nix::sys::socket;
+use nix::sys::socket::MsgFlags;
+use nix::sys::socket::SockaddrStorage;
+use nix::unistd::gettid;
+use nix::unistd::pipe2;
+use nix::unistd::read;
+
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::deadline::wait_at_most;
+use common::instance::Instance;
+use common::pair::Options;
+use common::pair::Pair;
+use common::pair::accept;
+use common::pair::connect;
+use common::pair::listen;
+use common::raw;
+use common::warm::round_trip;
+use common::warm::warm_up;
+
+/// How the two programs work, and what the instance does about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    NonBlocking,
+    /// Blocking programs, by default left alone.
+    Skipped,
+    /// Blocking programs with `--blocking-readers accelerate`.
+    Blocking,
+}
+
+impl Mode {
+    fn sockets(self) -> Options {
+        if self == Mode::NonBlocking {
+            Options::default()
+        } else {
+            Options::blocking()
+        }
+    }
+
+    fn enable(self, cgroup: &Cgroup) -> Instance {
+        if self == Mode::Blocking {
+            Instance::enable_blocking(cgroup, &[])
+        } else {
+            Instance::enable(cgroup, &[])
+        }
+    }
+}
+
+/// A connection under test, and the story of what its programs saw.
+#[derive(Debug)]
+struct Link {
+    /// Sends.
+    a: TcpStream,
+    /// Receives.
+    b: TcpStream,
+    mode: Mode,
+    story: String,
+}
+
+impl Link {
+    fn new(pair: Pair, mode: Mode) -> Self {
+        let Pair { client, server } = pair;
+        if mode != Mode::NonBlocking {
+            let limit = Some(Duration::from_secs(10));
+            for stream in [&client, &server] {
+                stream.set_read_timeout(limit).expect("SO_RCVTIMEO");
+            }
+        }
+        Self {
+            a: client,
+            b: server,
+            mode,
+            story: String::new(),
+        }
+    }
+
+    fn note(&mut self, what: &str, saw: &str) {
+        let _ = write!(self.story, "{what}: {saw}; ");
+    }
+
+    fn send(&mut self, bytes: &str) {
+        self.send_with(bytes, MsgFlags::empty());
+    }
+
+    fn send_with(&mut self, bytes: &str, flags: MsgFlags) {
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+        let saw = result(socket::send(self.a.as_raw_fd(), bytes.as_bytes(), flags));
+        self.note("send", &saw);
+    }
+
+    fn recv(&mut self, len: usize) {
+        self.recv_with(len, MsgFlags::empty());
+    }
+
+    fn recv_with(&mut self, len: usize, flags: MsgFlags) {
+        let saw = recv_as(&self.b, self.mode, len, flags);
+        self.note("recv", &saw);
+    }
+
+    /// What `FIONREAD` says once there should be something.
+    fn count(&mut self) {
+        wait_at_most(&self.b, PollFlags::POLLIN, 1000);
+        let saw = raw::waiting(&self.b).to_string();
+        self.note("FIONREAD", &saw);
+    }
+
+    /// Is there something to read soon?
+    fn poll(&mut self) {
+        let events = PollFlags::POLLIN;
+        let saw = format!("{:?}", wait_at_most(&self.b, events, 100));
+        self.note("poll", &saw);
+    }
+
+    /// Receives on another thread; `meanwhile` runs once that waits.
+    fn receiving(
+        &mut self,
+        len: usize,
+        flags: MsgFlags,
+        meanwhile: impl FnOnce(&mut Self, Pthread),
+    ) {
+        let (mode, b) = (self.mode, self.b.try_clone().expect("dup"));
+        let (hello, waits) = mpsc::channel();
+        let receiver = thread::spawn(move || {
+            let _ = hello.send((pthread_self(), gettid()));
+            recv_as(&b, mode, len, flags)
+        });
+        let (pthread, tid) = waits.recv().expect("the receiver lives");
+        let deadline = Deadline::seconds(5);
+        deadline.until("the receiver waits", || {
+            receiver.is_finished() || sleeps_in_a_call(tid.as_raw())
+        });
+        if receiver.is_finished() {
+            self.note("receiver", "did not wait");
+        } else {
+            meanwhile(self, pthread);
+        }
+        deadline.until("the receiver's end", || receiver.is_finished());
+        let saw = receiver.join().expect("the receiver");
+        self.note("recv", &saw);
+    }
+}
+
+fn sleeps_in_a_call(tid: i32) -> bool {
+    let path = format!("/proc/self/task/{tid}/syscall");
+    let calls = [libc::SYS_recvfrom, libc::SYS_poll, libc::SYS_ppoll];
+    fs::read_to_string(path).is_ok_and(|line| {
+        let number = line.split(' ').next().and_then(|n| n.parse().ok());
+        number.is_some_and(|n| calls.contains(&n))
+    })
+}
+
+fn result(got: nix::Result<usize>) -> String {
+    got.map_or_else(|e| format!("{e:?}"), |n| n.to_string())
+}
+
+/// One receive as the mode's programs do it.
+fn recv_as(stream: &TcpStream, mode: Mode, len: usize, flags: MsgFlags) -> String {
+    let mut buffer = vec![0; len];
+    if mode == Mode::NonBlocking {
+        let deadline = Deadline::seconds(3);
+        while wait_at_most(stream, PollFlags::POLLIN, 200).is_empty() {
+            if deadline.passed() {
+                return "nothing".to_owned();
+            }
+        }
+    }
+    match socket::recv(stream.as_raw_fd(), &mut buffer, flags) {
+        Ok(n) => format!("{:?}", String::from_utf8_lossy(&buffer[..n])),
+        Err(e) => format!("{e:?}"),
+    }
+}
+
+/// One row of the table.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    run: fn(&mut Link),
+    /// Some of its messages are redirected, or it tests nothing.
+    redirects: bool,
+    /// Nothing was sent before.
+    cold: bool,
+}
+
+const fn case(name: &'static str, run: fn(&mut Link)) -> Case {
+    Case {
+        name,
+        run,
+        redirects: true,
+        cold: false,
+    }
+}
+
+/// What it is about takes place on the stack.
+const fn on_the_stack(name: &'static str, run: fn(&mut Link)) -> Case {
+    Case {
+        redirects: false,
+        ..case(name, run)
+    }
+}
+
+const fn cold(name: &'static str, run: fn(&mut Link)) -> Case {
+    Case {
+        cold: true,
+        ..on_the_stack(name, run)
+    }
+}
+
+const CASES: &[Case] = &[
+    case("send and recv", |l| {
+        l.send("hello");
+        l.recv(3);
+        l.recv(10);
+    }),
+    case("two sends, one recv", |l| {
+        l.send("hello ");
+        l.send("world");
+        l.poll();
+        l.recv(100);
+    }),
+    case("send of nothing", |l| {
+        l.send("");
+        l.poll();
+        l.send("x");
+        l.recv(10);
+    }),
+    case("recv of nothing", |l| {
+        let mut none = [0; 0];
+        let fd = l.b.as_raw_fd();
+        let empty = result(socket::recv(fd, &mut none, MsgFlags::MSG_DONTWAIT));
+        l.note("empty", &empty);
+        l.send("x");
+        l.poll();
+        let full = result(socket::recv(fd, &mut none, MsgFlags::MSG_DONTWAIT));
+        l.note("full", &full);
+        l.recv(10);
+    }),
+    case("MSG_DONTWAIT", |l| {
+        l.send("hello");
+        l.poll();
+        l.recv_with(10, MsgFlags::MSG_DONTWAIT);
+        let fd = l.b.as_raw_fd();
+        let saw = result(socket::recv(fd, &mut [0; 10], MsgFlags::MSG_DONTWAIT));
+        l.note("again", &saw);
+    }),
+    case("MSG_PEEK", |l| {
+        l.send("hello");
+        l.recv_with(3, MsgFlags::MSG_PEEK);
+        l.recv_with(10, MsgFlags::MSG_PEEK);
+        l.recv(10);
+        l.poll();
+    }),
+    case("MSG_TRUNC without a buffer", |l| {
+        l.send("hello");
+        l.poll();
+        let saw = result(raw::discard(&l.b, 3));
+        l.note("discard", &saw);
+        l.recv(10);
+    }),
+    case("MSG_WAITALL", |l| {
+        if l.mode == Mode::NonBlocking {
+            l.send("hello");
+            l.recv_with(10, MsgFlags::MSG_WAITALL);
+            return;
+        }
+        l.send("hello");
+        l.poll();
+        // In between the receiver has all the time to return early.
+        l.receiving(10, MsgFlags::MSG_WAITALL, |l, _| l.send("world"));
+    }),
+    case("MSG_OOB", |l| {
+        l.send("ab");
+        l.send_with("x", MsgFlags::MSG_OOB);
+        l.send("cd");
+        l.poll();
+        l.recv(10);
+        l.recv_with(10, MsgFlags::MSG_OOB);
+    }),
+    case("FIONREAD of redirected bytes", |l| {
+        l.send("hello");
+        l.count();
+        l.recv(2);
+        l.count();
+        l.recv(10);
+        let saw = raw::waiting(&l.b).to_string();
+        l.note("empty", &saw);
+    }),
+    cold("FIONREAD of TCP's bytes", |l| {
+        l.send("hello");
+        l.count();
+        l.recv(10);
+    }),
+    on_the_stack("SO_RCVLOWAT", |l| {
+        let saw = set(&l.b, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 8);
+        l.note("set", &saw);
+        l.send("hell");
+        l.poll();
+        l.send("o wo");
+        l.poll();
+        l.recv(10);
+    }),
+    on_the_stack("TCP_INQ", |l| {
+        let saw = set(&l.b, libc::SOL_TCP, TCP_INQ, 1);
+        l.note("set", &saw);
+        l.send("hello");
+        l.poll();
+        let saw = format!("{:?}", raw::recv_inq(&l.b, &mut [0; 2]));
+        l.note("recvmsg", &saw);
+        l.recv(10);
+    }),
+    case("epoll, level", |l| {
+        epoll(l, EpollFlags::EPOLLIN);
+    }),
+    case("epoll, edge", |l| {
+        epoll(l, EpollFlags::EPOLLIN | EpollFlags::EPOLLET);
+    }),
+    case("EPOLLRDHUP", |l| {
+        l.send("last");
+        l.a.shutdown(Shutdown::Write).expect("shutdown");
+        l.poll();
+        let watch = watch(&l.b, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP);
+        let saw = events(&watch);
+        l.note("epoll", &saw);
+        l.recv(10);
+        l.recv(10);
+    }),
+    on_the_stack("EPOLLHUP", |l| {
+        l.a.shutdown(Shutdown::Write).expect("shutdown");
+        l.recv(10);
+        l.b.shutdown(Shutdown::Write).expect("shutdown");
+        let watch = watch(&l.b, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP);
+        let saw = events(&watch);
+        l.note("epoll", &saw);
+    }),
+    case("last data before close", |l| {
+        l.send("last");
+        close(&mut l.a);
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("much data before close", |l| {
+        for _ in 0..50 {
+            l.send("a line of text that is to be there\n");
+        }
+        close(&mut l.a);
+        let mut sum = 0;
+        let end = loop {
+            match recv_as(&l.b, l.mode, 100, MsgFlags::empty()) {
+                end if !end.starts_with('"') || end == "\"\"" => break end,
+                text => sum += text.replace("\\n", "\n").len() - 2,
+            }
+        };
+        l.note("received", &format!("{sum}, then {end}"));
+    }),
+    case("close with unread data", |l| {
+        l.send("nobody reads this");
+        l.poll();
+        close(&mut l.b);
+        l.mirror();
+        l.recv(10);
+    }),
+    case("send to a closed peer", |l| {
+        l.send("x");
+        l.recv(10);
+        close(&mut l.b);
+        wait_at_most(&l.a, PollFlags::POLLIN, 1000);
+        l.send("first");
+        wait_at_most(&l.a, PollFlags::POLLERR, 1000);
+        l.send("second");
+        l.send("third");
+    }),
+    case("reset with unread data", |l| {
+        l.send("unread");
+        l.poll();
+        // Linger for 0 seconds: close sends RST.
+        let linger = [1_i32.to_ne_bytes(), 0_i32.to_ne_bytes()].concat();
+        raw::set_option(&l.a, libc::SOL_SOCKET, libc::SO_LINGER, &linger).expect("SO_LINGER");
+        close(&mut l.a);
+        wait_at_most(&l.b, PollFlags::POLLERR, 1000);
+        l.recv(10);
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("shutdown, then send", |l| {
+        l.send("last");
+        l.a.shutdown(Shutdown::Write).expect("shutdown");
+        l.send("more");
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("half-close, then an answer", |l| {
+        l.send("request");
+        l.a.shutdown(Shutdown::Write).expect("shutdown");
+        l.recv(10);
+        l.recv(10);
+        l.mirror();
+        l.send("answer");
+        l.recv(10);
+    }),
+    case("half-close while in recv", |l| {
+        l.send("request");
+        l.recv(10);
+        l.mirror();
+        // The FIN is acknowledged while its sender waits for the answer.
+        l.receiving(10, MsgFlags::empty(), |l, _| {
+            l.b.shutdown(Shutdown::Write).expect("shutdown");
+            thread::sleep(Duration::from_millis(100));
+            l.send("answer");
+        });
+    }),
+    case("shutdown of the receiver", |l| {
+        l.send("unread");
+        l.poll();
+        l.b.shutdown(Shutdown::Read).expect("shutdown");
+        l.recv(10);
+        l.recv(10);
+        l.send("more");
+        l.poll();
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("a signal while in recv", |l| {
+        raw::handle_usr1();
+        l.send("first");
+        l.recv(10);
+        l.receiving(10, MsgFlags::empty(), |l, receiver| {
+            for _ in 0..5 {
+                let _ = pthread_kill(receiver, Signal::SIGUSR1);
+                thread::sleep(Duration::from_millis(20));
+            }
+            l.send("hello");
+        });
+    }),
+    case("a send frees buffer space while in recv", |l| {
+        l.send("first");
+        l.recv(10);
+        l.mirror();
+        l.receiving(10, MsgFlags::empty(), |l, _| {
+            fill_and_drain(&l.b, &l.a);
+            l.send("hello");
+        });
+    }),
+    case("SO_RCVTIMEO", |l| {
+        l.b.set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("SO_RCVTIMEO");
+        let fd = l.b.as_raw_fd();
+        let saw = result(socket::recv(fd, &mut [0; 10], MsgFlags::empty()));
+        l.note("nothing there", &saw);
+        l.send("hello");
+        l.poll();
+        l.recv(10);
+    }),
+    case("sendfile", |l| {
+        l.send("head ");
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(b"of a file").expect("write");
+        let mut at = 0;
+        let saw = result(sendfile(&l.a, &file, Some(&mut at), 100));
+        l.note("sendfile", &saw);
+        l.send(" tail");
+        let mut text = String::new();
+        while text.len() < 19 {
+            match recv_as(&l.b, l.mode, 100, MsgFlags::empty()) {
+                part if part.len() > 2 && part.starts_with('"') => {
+                    text.push_str(part.trim_matches('"'));
+                }
+                other => {
+                    text.push_str(&other);
+                    break;
+                }
+            }
+        }
+        l.note("text", &text);
+    }),
+    on_the_stack("splice, tried before anything comes", |l| {
+        let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+        let saw = result(splice(&l.b, None, &into, None, 100, flags));
+        l.note("nothing there", &saw);
+        l.send("hello");
+        spliced(l, &out, &into);
+    }),
+    case("splice after poll", |l| {
+        let (out, into) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
+        l.send("hello");
+        spliced(l, &out, &into);
+    }),
+    on_the_stack("connect(AF_UNSPEC), then elsewhere", |l| {
+        let saw = format!("{:?}", raw::disconnect(&l.a));
+        l.note("disconnect", &saw);
+        l.recv(10);
+        let listener = listen(&l.mode.sockets());
+        let to = listener.local_addr().expect("getsockname");
+        let saw = format!(
+            "{:?}",
+            socket::connect(l.a.as_raw_fd(), &SockaddrStorage::from(to))
+        );
+        l.note("connect", &saw);
+        let old = std::mem::replace(&mut l.b, accept(&listener, &l.mode.sockets()));
+        for _ in 0..10 {
+            l.send("to the new one");
+            l.recv(100);
+            l.mirror();
+            l.send("from the new one");
+            l.recv(100);
+            l.mirror();
+        }
+        let fd = old.as_raw_fd();
+        let saw = result(socket::recv(fd, &mut [0; 10], MsgFlags::MSG_DONTWAIT));
+        l.note("the old one", &saw);
+    }),
+    case("unread data, then connect(AF_UNSPEC)", |l| {
+        l.mirror();
+        l.send("for the old connection");
+        l.poll();
+        l.mirror();
+        raw::disconnect(&l.a).expect("disconnect");
+        let listener = listen(&l.mode.sockets());
+        let to = listener.local_addr().expect("getsockname");
+        let _ = socket::connect(l.a.as_raw_fd(), &SockaddrStorage::from(to));
+        l.b = accept(&listener, &l.mode.sockets());
+        l.mirror();
+        l.send("new");
+        l.recv(100);
+    }),
+];
+
+/// linux/tcp.h
+const TCP_INQ: i32 = 36;
+
+impl Link {
+    /// From here on the other end sends.
+    fn mirror(&mut self) {
+        std::mem::swap(&mut self.a, &mut self.b);
+    }
+}
+
+fn set(stream: &TcpStream, level: i32, name: i32, value: i32) -> String {
+    format!(
+        "{:?}",
+        raw::set_option(stream, level, name, &value.to_ne_bytes())
+    )
+}
+
+/// Closes one end; a connection to itself takes its place.
+fn close(stream: &mut TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let other = TcpStream::connect(listener.local_addr().expect("getsockname")).expect("connect");
+    drop(std::mem::replace(stream, other));
+}
+
+fn watch(stream: &TcpStream, events: EpollFlags) -> Epoll {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
+    epoll
+        .add(stream, EpollEvent::new(events, 0))
+        .expect("epoll_ctl");
+    epoll
+}
+
+fn events(epoll: &Epoll) -> String {
+    let mut got = [EpollEvent::empty()];
+    match epoll.wait(&mut got, EpollTimeout::from(200_u16)) {
+        Ok(0) => "none".to_owned(),
+        Ok(_) => format!("{:?}", got[0].events()),
+        Err(e) => format!("{e:?}"),
+    }
+}
+
+fn epoll(l: &mut Link, flags: EpollFlags) {
+    let watch = watch(&l.b, flags);
+    let look = |l: &mut Link, what: &str| {
+        let saw = events(&watch);
+        l.note(what, &saw);
+    };
+    look(l, "nothing there");
+    l.send("hello");
+    look(l, "hello");
+    look(l, "again");
+    l.recv(2);
+    look(l, "part read");
+    l.send("more");
+    look(l, "more");
+    l.recv(3);
+    l.recv(10);
+    look(l, "all read");
+}
+
+/// What splice(2) gives within a while.
+fn spliced(l: &mut Link, out: &std::os::fd::OwnedFd, into: &std::os::fd::OwnedFd) {
+    let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+    let mut saw = String::new();
+    for _ in 0..20 {
+        wait_at_most(&l.b, PollFlags::POLLIN, 100);
+        saw = result(splice(&l.b, None, into, None, 100, flags));
+        if saw != "EAGAIN" {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    l.note("splice", &saw);
+    let mut buffer = [0; 100];
+    if let Ok(n) = read(out, &mut buffer) {
+        l.note("pipe", &String::from_utf8_lossy(&buffer[..n]));
+    }
+}
+
+/// Fills the send buffer of one end, then reads all of it at the other.
+fn fill_and_drain(from: &TcpStream, to: &TcpStream) {
+    let bytes = [b'f'; 16 << 10];
+    let deadline = Deadline::seconds(20);
+    let full = AtomicBool::new(false);
+    let mut buffer = vec![0; 64 << 10];
+    let (mut sent, mut got) = (0, 0);
+    while !full.load(Ordering::Relaxed) {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match socket::send(from.as_raw_fd(), &bytes, flags) {
+            Ok(n) => sent += n,
+            Err(Errno::EAGAIN) => full.store(true, Ordering::Relaxed),
+            Err(e) => panic!("send after {sent}: {e}"),
+        }
+    }
+    while got < sent {
+        deadline.wait(to, PollFlags::POLLIN, "drain");
+        match socket::recv(to.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(n) => got += n,
+            Err(Errno::EAGAIN) => deadline.check("drain"),
+            Err(e) => panic!("drain after {got}: {e}"),
+        }
+    }
+}
+
+/// A difference that may be, in the words of the manual.
+struct Known {
+    case: &'static str,
+    modes: &'static [Mode],
+    row: &'static str,
+}
+
+const ANY: &[Mode] = &[Mode::NonBlocking, Mode::Blocking];
+const ONLY_BLOCKING: &[Mode] = &[Mode::Blocking];
+
+const KNOWN: &[Known] = &[
+    Known {
+        case: "MSG_WAITALL",
+        modes: ONLY_BLOCKING,
+        row: "MSG_WAITALL returns short",
+    },
+    Known {
+        case: "MSG_OOB",
+        modes: ANY,
+        row: "MSG_OOB becomes in-band",
+    },
+    Known {
+        case: "splice after poll",
+        modes: ANY,
+        row: "splice(2) never sees it (EAGAIN for ever)",
+    },
+    Known {
+        case: "close with unread data",
+        modes: ANY,
+        row: "close with unread data sends FIN, not RST",
+    },
+    Known {
+        case: "FIONREAD of TCP's bytes",
+        modes: ANY,
+        row: "FIONREAD: 0 while ordinary TCP bytes wait on an enrolled socket",
+    },
+    Known {
+        case: "a signal while in recv",
+        modes: ONLY_BLOCKING,
+        row: "a blocking recv returns EAGAIN on a signal with SA_RESTART",
+    },
+    Known {
+        case: "half-close while in recv",
+        modes: ONLY_BLOCKING,
+        row: "a blocking recv returns EAGAIN when the FIN of a half-close is acknowledged",
+    },
+    Known {
+        case: "a send frees buffer space while in recv",
+        modes: ONLY_BLOCKING,
+        row: "a blocking recv returns EAGAIN when another thread's send frees buffer space",
+    },
+];
+
+/// The story of one case on one connection.
+fn tell(case: &Case, mode: Mode, pair: Pair) -> String {
+    let mut link = Link::new(pair, mode);
+    let run = catch_unwind(AssertUnwindSafe(|| (case.run)(&mut link)));
+    if run.is_err() {
+        link.note("the case", "panicked");
+    }
+    link.story
+}
+
+fn oriented(pair: Pair, server_sends: bool) -> Pair {
+    if server_sends { pair.swapped() } else { pair }
+}
+
+fn compare(name: &str, mode: Mode) {
+    let sides = [false, true];
+    let plain: Vec<String> = CASES
+        .iter()
+        .flat_map(|case| sides.map(|side| (case, side)))
+        .map(|(case, side)| {
+            let pair = oriented(Pair::with(&mode.sockets()), side);
+            if !case.cold {
+                round_trip(&pair);
+            }
+            tell(case, mode, pair)
+        })
+        .collect();
+
+    let cgroup = Cgroup::new(name);
+    let instance = mode.enable(&cgroup);
+    let _joined = cgroup.join();
+    let mut failures = Vec::new();
+    for ((case, side), plain) in CASES
+        .iter()
+        .flat_map(|case| sides.map(|side| (case, side)))
+        .zip(plain)
+    {
+        let pair = oriented(Pair::with(&mode.sockets()), side);
+        if case.cold {
+        } else if mode == Mode::Skipped {
+            round_trip(&pair);
+        } else {
+            warm_up(&instance, &pair);
+        }
+        let before = instance.stats();
+        let accelerated = tell(case, mode, pair);
+        let after = instance.stats();
+        let redirected = after.delta(&before, "redirected_messages");
+
+        let what = format!(
+            "{} ({} sends)",
+            case.name,
+            if side { "server" } else { "client" }
+        );
+        if mode == Mode::Skipped {
+            if redirected > 0 {
+                failures.push(format!("{what}: redirected, although it is blocking"));
+            }
+        } else if case.redirects && redirected == 0 {
+            failures.push(format!("{what}: nothing was redirected: {}", after.0));
+        }
+        let known = KNOWN
+            .iter()
+            .find(|known| known.case == case.name && known.modes.contains(&mode));
+        match known {
+            Some(known) if plain == accelerated => {
+                println!("{what}: as plain TCP this time, although \"{}\"", known.row);
+            }
+            Some(known) => println!("{what}: {}\n  {accelerated}", known.row),
+            None if plain == accelerated => {}
+            None => failures.push(format!(
+                "{what}\n        plain TCP: {plain}\n      accelerated: {accelerated}"
+            )),
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{mode:?}, {} differences:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn nonblocking_programs_see_what_tcp_shows() {
+    compare("semantics", Mode::NonBlocking);
+}
+
+#[test]
+fn blocking_programs_see_what_tcp_shows() {
+    compare("semantics-skip", Mode::Skipped);
+}
+
+#[test]
+fn accelerated_blocking_programs_differ_only_as_documented() {
+    compare("semantics-blocking", Mode::Blocking);
+}
+
+#[test]
+fn known_differences_name_cases() {
+    for known in KNOWN {
+        assert!(
+            CASES.iter().any(|case| case.name == known.case),
+            "{}",
+            known.case
+        );
+    }
+}
+
+/// When the client's first message comes.
+#[derive(Debug, Clone, Copy)]
+enum First {
+    BeforeAccept,
+    AfterAccept,
+    Never,
+}
+
+/// A program that accepts blocking sockets and only receives, while signals
+/// come in; the client is an event loop. The story of one connection.
+fn only_receives(listener: &TcpListener, first: First) -> String {
+    raw::handle_usr1();
+    let client = connect(
+        listener.local_addr().expect("getsockname"),
+        &Options::default(),
+    );
+    let say = |link: &mut Link| {
+        link.send("hello");
+    };
+    let (hello, waiting) = (matches!(first, First::BeforeAccept), Deadline::seconds(5));
+    if hello {
+        socket::send(client.as_raw_fd(), b"hello", MsgFlags::MSG_NOSIGNAL).expect("send");
+    }
+    waiting.wait(listener, PollFlags::POLLIN, "accept");
+    let (server, _) = listener.accept().expect("accept");
+    server.set_nonblocking(false).expect("O_NONBLOCK");
+    let mut link = Link::new(Pair { client, server }, Mode::Blocking);
+    if matches!(first, First::AfterAccept) {
+        say(&mut link);
+    }
+    if !matches!(first, First::Never) {
+        link.recv(10);
+    }
+    for _ in 0..3 {
+        link.receiving(10, MsgFlags::empty(), |link, receiver| {
+            for _ in 0..5 {
+                let _ = pthread_kill(receiver, Signal::SIGUSR1);
+                thread::sleep(Duration::from_millis(20));
+            }
+            say(link);
+        });
+    }
+    link.story
+}
+
+#[test]
+fn a_blocking_program_that_only_receives_is_left_alone_by_signals() {
+    let cases: Vec<(bool, First)> = [true, false]
+        .into_iter()
+        .flat_map(|listener| {
+            [First::BeforeAccept, First::AfterAccept, First::Never].map(|first| (listener, first))
+        })
+        .collect();
+    let stories = || -> Vec<String> {
+        cases
+            .iter()
+            .flat_map(|&(nonblocking, first)| {
+                let options = Options {
+                    server_nonblocking: nonblocking,
+                    ..Options::default()
+                };
+                // The second connection is one the listener is known by.
+                let listener = listen(&options);
+                [0, 1].map(|n| {
+                    format!(
+                        "listener nonblocking: {nonblocking}, first message: {first:?}, \
+                         connection {n}: {}",
+                        only_receives(&listener, first)
+                    )
+                })
+            })
+            .collect()
+    };
+    let plain = stories();
+    let cgroup = Cgroup::new("only-receives");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let enabled = stories();
+    println!("{}", instance.stats().0);
+    let different: Vec<String> = plain
+        .into_iter()
+        .zip(enabled)
+        .filter(|(plain, enabled)| plain != enabled)
+        .map(|(plain, enabled)| format!("  plain TCP: {plain}\n    enabled: {enabled}"))
+        .collect();
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
