@@ -13,12 +13,13 @@ mod service;
 mod stats;
 mod status;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 
 /// Makes TCP between two processes of this machine skip the TCP/IP stack.
@@ -50,7 +51,7 @@ struct Global {
     /// The bpffs that holds the instances
     #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
-    /// Colour in output for people; `NO_COLOR` is respected
+    /// Bold headers in output for people; `NO_COLOR` is respected
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     color: clap::ColorChoice,
 }
@@ -83,6 +84,24 @@ enum Command {
     Policy(policy::Verb),
 }
 
+/// Whether a command line that could not be parsed asks for JSON: its error is
+/// JSON then, too.
+pub fn asks_for_json<S: AsRef<OsStr>>(args: &[S]) -> bool {
+    args.iter()
+        .skip(1)
+        .map(|arg| arg.as_ref().as_encoded_bytes())
+        .take_while(|arg| *arg != b"--")
+        .any(|arg| match arg {
+            [b'-', b'-', name @ ..] => {
+                !name.is_empty() && (b"json".starts_with(name) || b"pretty".starts_with(name))
+            }
+            [b'-', letters @ ..] => {
+                letters.iter().all(|l| b"jp".contains(l)) && !letters.is_empty()
+            }
+            _ => false,
+        })
+}
+
 /// What every command gets.
 #[derive(Debug)]
 struct Context {
@@ -102,6 +121,7 @@ impl Cli {
             output: Output {
                 json: self.json(),
                 pretty: self.global.pretty,
+                bold: output::bold(self.global.color),
             },
             place: Place::new(&self.global.instance, &self.global.bpffs)?,
         };

@@ -93,6 +93,13 @@ pub fn prog_detach(
     check(ret).map(drop)
 }
 
+/// `BPF_LINK_DETACH`: takes the program off at once. When the last pin of a link
+/// goes the kernel does the same, but some time later.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call.
+    check(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
+}
+
 /// `BPF_OBJ_PIN`: gives a program, map or link a name in bpffs.
 pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;

@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod helper;
 pub mod instance;
 pub mod netns;
+pub mod other_program;
 pub mod option;
 pub mod pair;
 pub mod pattern;
