@@ -147,8 +147,7 @@ fn burst(case: &Case, rng: &mut Rng) -> Result<(), String> {
         }
         let sent = senders
             .into_iter()
-            .map(|sender| sender.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect();
+            .try_for_each(|sender| sender.join().unwrap_or_else(|panic| resume_unwind(panic)));
         received.and(sent)
     })
 }
@@ -254,7 +253,8 @@ fn threads_on_one_socket_keep_their_order_with_a_tiny_budget() {
 #[test]
 #[ignore = "50 runs of 5 s"]
 fn threads_on_one_socket_keep_their_order_in_50_runs() {
-    let kinds: [(&[&str], fn(&mut Rng) -> Case); 5] = [
+    type Kind = (&'static [&'static str], fn(&mut Rng) -> Case);
+    let kinds: [Kind; 5] = [
         (&[], crowded_case),
         (&[], random_case),
         (TINY, contended_case),

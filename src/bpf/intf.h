@@ -140,11 +140,16 @@ struct sa_endpoint {
 	__u32 host; /* added by `endpoint add --host` */
 };
 
+/* ::/0 is not 0.0.0.0/0, though v4-mapped addresses lie in it. */
+#define SA_FAMILY_V4 4
+#define SA_FAMILY_V6 6
+
 struct sa_cidr {
-	__u32 prefixlen; /* of the 128 bits of addr */
+	__u32 prefixlen; /* of the 32 bits of family and the 128 of addr */
+	__u32 family;
 	struct sa_addr addr;
 };
-_Static_assert(sizeof(struct sa_cidr) == 20, "layout");
+_Static_assert(sizeof(struct sa_cidr) == 24, "layout");
 
 struct sa_service_key {
 	struct sa_addr addr;

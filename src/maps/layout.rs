@@ -169,6 +169,7 @@ pub struct Endpoint {
 #[allow(missing_docs)]
 pub struct Cidr {
     pub prefixlen: u32,
+    pub family: u32,
     pub addr: Addr,
 }
 
@@ -252,6 +253,12 @@ values! {
     ROLE_ACTIVE: u32 = 1;
     /// `SA_GATE_SHUT`
     GATE_SHUT: u32 = 4;
+    /// Bits of `Cidr::family`, which a prefix always has in full.
+    FAMILY_BITS: u32 = 32;
+    /// `SA_FAMILY_V4`
+    FAMILY_V4: u32 = 4;
+    /// `SA_FAMILY_V6`
+    FAMILY_V6: u32 = 6;
     /// `SA_EGRESS`
     EGRESS: u8 = 1;
     /// `SA_INGRESS`
@@ -286,7 +293,7 @@ const _: () = {
     assert!(size_of::<Conn>() == 320);
     assert!(size_of::<Sock>() == 232);
     assert!(size_of::<Dump>() == 264);
-    assert!(size_of::<Cidr>() == 20);
+    assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);
     assert!(size_of::<Config>() == 64);
