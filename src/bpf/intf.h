@@ -115,6 +115,8 @@ struct sa_sock {
 	__u32 queued_messages; /* redirected since the peer's queue was seen empty */
 	__u32 queued_bytes;
 	__u32 reused; /* connected before: its cookie may be known to an old peer */
+	__u32 disconnected; /* connect(AF_UNSPEC) took it out */
+	__u32 pad;
 	__u32 company; /* two threads were seen sending: never promoted again */
 	__u32 tid; /* last sender */
 	__u32 tgid; /* process that connected or sent last */
@@ -127,7 +129,7 @@ struct sa_sock {
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 232, "layout");
+_Static_assert(sizeof(struct sa_sock) == 240, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -277,6 +279,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 264, "layout");
+_Static_assert(sizeof(struct sa_dump) == 272, "layout");
 
 #endif

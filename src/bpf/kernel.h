@@ -113,6 +113,7 @@ struct sock___sa {
 	int sk_rcvbuf;
 	void *sk_data_ready;
 	int sk_rcvlowat;
+	int sk_err;
 	struct socket___sa *sk_socket;
 	__u32 sk_tsflags;
 	unsigned long sk_max_pacing_rate;

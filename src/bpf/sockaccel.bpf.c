@@ -5,12 +5,14 @@
 #include "enrol.h"
 #include "dump.h"
 #include "options.h"
+#include "reuse.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 SEC("sockops")
 int sa_sockops(struct bpf_sock_ops *ops)
 {
+	const struct tcp_sock___sa *tp;
 	struct bpf_sock *sk = ops->sk;
 	struct sa_sock *st;
 
@@ -38,14 +40,15 @@ int sa_sockops(struct bpf_sock_ops *ops)
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
 	if (!st || !st->cookie)
 		return 1;
-	if (ops->op == BPF_SOCK_OPS_STATE_CB) {
-		if (ops->args[1] == BPF_TCP_CLOSE)
-			sa_on_close(st);
-	} else {
-		const struct tcp_sock___sa *tp = (const void *)bpf_skc_to_tcp_sock(sk);
-
-		if (tp)
-			sa_on_ack(ops, st, tp);
+	tp = (const void *)bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 1;
+	if (ops->op == BPF_SOCK_OPS_RTT_CB) {
+		sa_on_ack(ops, st, tp);
+	} else if (ops->args[1] == BPF_TCP_CLOSE) {
+		sa_on_close(st);
+		if (sa_is_disconnect(tp))
+			sa_on_disconnect(st);
 	}
 	return 1;
 }
@@ -277,6 +280,31 @@ int sa_setsockopt(struct bpf_sockopt *ctx)
 	sa_add(refused_options, 1);
 	bpf_set_retval(-SA_EOPNOTSUPP);
 	return 0;
+}
+
+/* A second connect(2) waits for the first connection's senders to be through:
+ * the program may try again, as when local ports are short.
+ */
+static __always_inline int sa_connect(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk || !sa_still_held(sk))
+		return 1;
+	bpf_set_retval(-SA_EADDRNOTAVAIL);
+	return 0;
+}
+
+SEC("cgroup/connect4")
+int sa_connect4(struct bpf_sock_addr *ctx)
+{
+	return sa_connect(ctx);
+}
+
+SEC("cgroup/connect6")
+int sa_connect6(struct bpf_sock_addr *ctx)
+{
+	return sa_connect(ctx);
 }
 
 SEC("iter/sockmap")

@@ -126,6 +126,8 @@ pub struct Sock {
     pub queued_messages: u32,
     pub queued_bytes: u32,
     pub reused: u32,
+    pub disconnected: u32,
+    pub pad: u32,
     pub company: u32,
     pub tid: u32,
     pub tgid: u32,
@@ -291,8 +293,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 232);
-    assert!(size_of::<Dump>() == 264);
+    assert!(size_of::<Sock>() == 240);
+    assert!(size_of::<Dump>() == 272);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

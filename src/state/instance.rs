@@ -32,7 +32,9 @@ mod skel {
 
 /// The programs attached to every enabled cgroup, and how. Options are watched
 /// before the first socket is enrolled.
-const CGROUP_PROGRAMS: [(&str, AttachType); 2] = [
+const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
+    ("sa_connect4", AttachType::CgroupConnect4),
+    ("sa_connect6", AttachType::CgroupConnect6),
     ("sa_setsockopt", AttachType::CgroupSetsockopt),
     ("sa_sockops", AttachType::CgroupSockOps),
 ];

@@ -15,6 +15,10 @@ pub enum AttachType {
     CgroupSockOps,
     /// `BPF_CGROUP_SETSOCKOPT`
     CgroupSetsockopt,
+    /// `BPF_CGROUP_INET4_CONNECT`
+    CgroupConnect4,
+    /// `BPF_CGROUP_INET6_CONNECT`
+    CgroupConnect6,
     /// `BPF_SK_MSG_VERDICT`
     SkMsgVerdict,
 }
@@ -24,6 +28,8 @@ impl AttachType {
         match self {
             Self::CgroupSockOps => libbpf_sys::BPF_CGROUP_SOCK_OPS,
             Self::CgroupSetsockopt => libbpf_sys::BPF_CGROUP_SETSOCKOPT,
+            Self::CgroupConnect4 => libbpf_sys::BPF_CGROUP_INET4_CONNECT,
+            Self::CgroupConnect6 => libbpf_sys::BPF_CGROUP_INET6_CONNECT,
             Self::SkMsgVerdict => libbpf_sys::BPF_SK_MSG_VERDICT,
         }
     }
