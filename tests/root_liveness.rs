@@ -1,0 +1,109 @@
+//! No message stays where its reader cannot see it, and nothing that happens
+//! to one message decides over the ones after it.
+
+mod common;
+
+use std::io;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::os::fd::AsFd as _;
+use std::os::fd::AsRawFd as _;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::SpliceFFlags;
+use nix::fcntl::splice;
+use nix::sys::socket::MsgFlags;
+use nix::sys::socket::recv;
+use nix::unistd::pipe;
+
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::instance::Instance;
+use common::pair::Options;
+use common::pair::Pair;
+use common::stream::recv_all;
+use common::stream::send_all;
+use common::warm::warm_up;
+
+/// The reader got the first half by TCP and sleeps there for the second: it
+/// has read everything, and still does not look at its redirect queue.
+#[test]
+fn a_reader_that_waits_for_all_sees_the_second_half() {
+    let cgroup = Cgroup::new("waitall");
+    let instance = Instance::enable_blocking(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::with(&Options::blocking());
+    let (tell, told) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 8];
+            let got = recv(pair.server.as_raw_fd(), &mut buffer, MsgFlags::MSG_WAITALL);
+            tell.send((got, buffer)).expect("somebody listens");
+        });
+        // Long enough that the reader sleeps before each half comes.
+        for half in [b"1234", b"5678"] {
+            thread::sleep(Duration::from_millis(200));
+            (&pair.client).write_all(half).expect("send");
+        }
+        let outcome = told.recv_timeout(Duration::from_secs(10));
+        let sockets = instance.dump("sockhash");
+        // Lets a stuck reader go.
+        pair.client.shutdown(Shutdown::Both).expect("shutdown");
+        let (got, buffer) =
+            outcome.unwrap_or_else(|_| panic!("the reader still waits: {sockets:#?}"));
+        assert_eq!((got, &buffer), (Ok(8), b"12345678"));
+    });
+    let stats = instance.stats();
+    assert_eq!(
+        stats.count("paired"),
+        2,
+        "not accelerated at all: {}",
+        stats.0
+    );
+}
+
+/// A reader that was seen splicing leaves its queue to fill up, then reads.
+#[test]
+fn a_sender_that_was_refused_once_is_not_refused_for_ever() {
+    let cgroup = Cgroup::new("refused");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+
+    send_all(&pair.client, b"unseen by splice", Deadline::seconds(10));
+    let (_read_end, write_end) = pipe().expect("pipe");
+    let spliced = splice(
+        pair.server.as_fd(),
+        None,
+        &write_end,
+        None,
+        1 << 16,
+        SpliceFFlags::SPLICE_F_NONBLOCK,
+    );
+    let mut sent = match spliced {
+        Ok(n) => 16 - n,
+        Err(_) => 16,
+    };
+    let refusal = loop {
+        match (&pair.client).write(&[b'x'; 100]) {
+            Ok(n) => sent += n,
+            Err(e) => break e,
+        }
+        assert!(sent < 16 << 20, "nothing ever stops the sender");
+    };
+    println!("{sent} bytes, then: {refusal}");
+
+    let mut buffer = vec![0; sent];
+    recv_all(&pair.server, &mut buffer, Deadline::seconds(10));
+    let nothing = (&pair.server).read(&mut buffer).expect_err("all was read");
+    assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    (&pair.client)
+        .write_all(b"after")
+        .unwrap_or_else(|e| panic!("the reader has caught up, but: {e}"));
+    recv_all(&pair.server, &mut buffer[..5], Deadline::seconds(10));
+    assert_eq!(&buffer[..5], b"after");
+}
