@@ -41,7 +41,6 @@ const CASES: &[Case] = &[
     Case::new("64 bytes", 64),
     Case::new("4 KiB", 4 << 10),
     Case::new("64 KiB", 64 << 10),
-    Case::new("1 MiB", 1 << 20),
     Case::new("64 bytes, both sides", 64).both_sides(),
     Case::new("16 KiB, both sides", 16 << 10).both_sides(),
     Case::new("64 bytes, 16 threads", 64).threads(16),

@@ -4,6 +4,7 @@
 mod common;
 
 use std::thread;
+use std::time::Duration;
 
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
@@ -74,47 +75,106 @@ fn one_connection(name: &str, mut rng: Rng, deadline: Deadline) {
     });
 }
 
-fn stress(name: &str, options: &[&str], seconds: u64) {
+/// Random traffic for so long, while something else keeps changing things: it
+/// returns how many redirected bytes `stats` no longer tells of.
+fn stress(
+    name: &str,
+    options: &[&str],
+    seconds: u64,
+    meddle: impl Fn(&Instance, &Cgroup) -> u64 + Sync,
+) {
     let mut rng = Rng::for_test(name);
     let cgroup = Cgroup::new(name);
     let instance = Instance::enable(&cgroup, options);
     let _joined = cgroup.join();
-    let before = instance.stats();
     let end = Deadline::seconds(seconds);
     let mut rounds = 0;
+    let mut redirected = 0;
     while !end.passed() {
         let deadline = Deadline::seconds(120);
         thread::scope(|scope| {
-            for i in 0..CONNECTIONS {
-                let rng = rng.fork();
-                scope.spawn(move || one_connection(&format!("{rounds}/{i}"), rng, deadline));
+            let connections: Vec<_> = (0..CONNECTIONS)
+                .map(|i| {
+                    let rng = rng.fork();
+                    scope.spawn(move || one_connection(&format!("{rounds}/{i}"), rng, deadline))
+                })
+                .collect();
+            while connections
+                .iter()
+                .any(|connection| !connection.is_finished())
+            {
+                redirected += meddle(&instance, &cgroup);
+                thread::sleep(Duration::from_millis(1));
             }
         });
         rounds += 1;
     }
-    let after = instance.stats();
+    let stats = instance.stats();
+    redirected += stats.redirected_bytes();
     println!(
-        "{name}: {rounds} rounds, {} bytes redirected, {} by the stack",
-        after.delta(&before, "redirected_bytes"),
-        after.delta(&before, "stack_bytes")
+        "{name}: {rounds} rounds, {redirected} bytes redirected, {} by the stack, {} promotions",
+        stats.stack_bytes(),
+        stats.count("promotions"),
     );
-    assert_redirected(&before, &after, 1 << 16);
+    assert!(
+        redirected > 1 << 16,
+        "{redirected} bytes redirected: {}",
+        stats.0
+    );
+}
+
+fn leave_alone(_: &Instance, _: &Cgroup) -> u64 {
+    0
 }
 
 #[test]
 fn random_traffic_is_byte_exact() {
-    stress("order", &[], 8);
+    stress("order", &[], 6, leave_alone);
 }
 
 /// A few messages fill the queue: the path changes all the time.
 #[test]
 fn random_traffic_is_byte_exact_with_a_budget_of_two_messages() {
-    stress("order-messages", &["--budget-messages", "2"], 8);
+    stress(
+        "order-messages",
+        &["--budget-messages", "2"],
+        6,
+        leave_alone,
+    );
 }
 
 #[test]
 fn random_traffic_is_byte_exact_with_a_budget_of_few_bytes() {
-    stress("order-bytes", &["--budget-bytes", "1000"], 8);
+    stress("order-bytes", &["--budget-bytes", "1000"], 6, leave_alone);
+}
+
+#[test]
+fn random_traffic_is_byte_exact_while_policy_flips() {
+    const RULES: [[&str; 3]; 2] = [["127.0.0.1", "egress", "any"], ["::1", "ingress", "any"]];
+    stress("order-policy", &[], 8, |instance, _| {
+        for rule in RULES {
+            instance.run(&["endpoint", "add", rule[0]]).ok();
+            let denied = [&["policy", "add"], rule.as_slice(), &["deny"]].concat();
+            instance.run(&denied).ok();
+        }
+        for rule in RULES {
+            let gone = [&["policy", "del"], rule.as_slice()].concat();
+            instance.run(&gone).ok();
+            instance.run(&["endpoint", "del", rule[0]]).ok();
+        }
+        0
+    });
+}
+
+#[test]
+fn random_traffic_is_byte_exact_while_disabled_and_enabled_again() {
+    stress("order-disable", &[], 8, |instance, cgroup| {
+        thread::sleep(Duration::from_millis(150));
+        let redirected = instance.stats().redirected_bytes();
+        instance.disable().ok();
+        instance.enable_more(&[cgroup], &[]).ok();
+        redirected
+    });
 }
 
 #[test]

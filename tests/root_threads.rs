@@ -10,6 +10,7 @@ mod common;
 use std::io;
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::panic::resume_unwind;
 use std::thread;
 
 use nix::poll::PollFlags;
@@ -45,7 +46,13 @@ fn byte(thread: usize, offset: u64) -> u8 {
     u8::try_from(((thread as u64) << 4) | low).expect("16 threads at most")
 }
 
-fn send(thread: usize, case: &Case, mut stream: &TcpStream, mut rng: Rng, deadline: Deadline) {
+fn send(
+    thread: usize,
+    case: &Case,
+    mut stream: &TcpStream,
+    mut rng: Rng,
+    deadline: Deadline,
+) -> Result<(), String> {
     let mut sent = 0;
     let mut bytes = Vec::with_capacity(case.largest);
     while sent < case.each {
@@ -57,9 +64,10 @@ fn send(thread: usize, case: &Case, mut stream: &TcpStream, mut rng: Rng, deadli
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 deadline.wait(stream, PollFlags::POLLOUT, "send");
             }
-            Err(e) => panic!("thread {thread}: send at {sent}: {e}"),
+            Err(e) => return Err(format!("thread {thread}: send at {sent}: {e}")),
         }
     }
+    Ok(())
 }
 
 /// Reads what all threads send; the first byte out of order, in words.
@@ -103,6 +111,9 @@ fn receive(
 /// Where these bytes of a thread would fit.
 fn belongs(thread: usize, near: u64, own: &[u8]) -> String {
     const AROUND: u64 = 1 << 20;
+    if own.len() < 8 {
+        return "too few bytes to tell where they belong".to_owned();
+    }
     (near.saturating_sub(AROUND)..near + AROUND)
         .find(|&from| {
             (from..)
@@ -123,16 +134,21 @@ fn burst(case: &Case, rng: &mut Rng) -> Result<(), String> {
         round_trip(&pair);
     }
     thread::scope(|scope| {
-        for thread in 0..case.threads {
-            let (rng, pair) = (rng.fork(), &pair);
-            scope.spawn(move || send(thread, case, &pair.client, rng, deadline));
-        }
-        let outcome = receive(case, &pair.server, rng.fork(), deadline);
-        if outcome.is_err() {
-            // Nobody reads any more: let the senders go.
+        let senders: Vec<_> = (0..case.threads)
+            .map(|thread| {
+                let (rng, pair) = (rng.fork(), &pair);
+                scope.spawn(move || send(thread, case, &pair.client, rng, deadline))
+            })
+            .collect();
+        let received = receive(case, &pair.server, rng.fork(), deadline);
+        if received.is_err() {
+            // Nobody reads any more: let the senders go, with their errors.
             let _ = pair.server.shutdown(std::net::Shutdown::Both);
         }
-        outcome
+        let sent = senders
+            .into_iter()
+            .try_for_each(|sender| sender.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        received.and(sent)
     })
 }
 
@@ -145,9 +161,9 @@ fn random_case(rng: &mut Rng) -> Case {
     };
     let largest = [16, 200, 4000, 100_000][rng.between(0, 3)];
     Case {
-        threads: if rng.one_in(3) { MOST_THREADS } else { 2 },
+        threads: [2, 4, MOST_THREADS][rng.between(0, 2)],
         largest,
-        each: (largest as u64 * 40).clamp(2000, 400_000),
+        each: (largest as u64 * 40).clamp(2000, 200_000),
         options: Options {
             send_buffer: rng.one_in(2).then_some(4 << 10),
             ..options
@@ -155,8 +171,47 @@ fn random_case(rng: &mut Rng) -> Case {
     }
 }
 
+/// What has found the most: small messages, so that there are many, from few
+/// threads, that wait for buffer space in the middle of one.
+fn contended_case(rng: &mut Rng) -> Case {
+    Case {
+        threads: rng.between(2, 4),
+        largest: 16,
+        each: 2000,
+        options: Options {
+            send_buffer: Some(4 << 10),
+            ..Options::default()
+        },
+    }
+}
+
+/// The same for as long as the connection lasts, and not for its first moments:
+/// for rules that a connection leaves behind soon.
+fn long_contended_case(rng: &mut Rng) -> Case {
+    Case {
+        threads: 4,
+        each: 200_000,
+        ..contended_case(rng)
+    }
+}
+
+/// With the default budget a queue gets longer before anything changes.
+fn crowded_case(_: &mut Rng) -> Case {
+    Case {
+        threads: 8,
+        largest: 16,
+        each: 6000,
+        options: Options::default(),
+    }
+}
+
 /// Bursts for so long; the first violation.
-fn bursts(name: &str, options: &[&str], seconds: u64) -> Result<(), String> {
+fn bursts(
+    name: &str,
+    options: &[&str],
+    seconds: u64,
+    next: fn(&mut Rng) -> Case,
+) -> Result<(), String> {
     let mut rng = Rng::for_test(name);
     let cgroup = Cgroup::new(name);
     let instance = Instance::enable_blocking(&cgroup, options);
@@ -165,41 +220,67 @@ fn bursts(name: &str, options: &[&str], seconds: u64) -> Result<(), String> {
     let end = Deadline::seconds(seconds);
     let mut count = 0;
     while !end.passed() {
-        let case = random_case(&mut rng);
-        burst(&case, &mut rng).map_err(|e| format!("burst {count}, {case:?}: {e}"))?;
+        let case = next(&mut rng);
+        burst(&case, &mut rng).map_err(|e| format!("burst {count}, {case:?}:\n{e}"))?;
         count += 1;
     }
     let after = instance.stats();
     println!(
-        "{name}: {count} bursts, {} bytes redirected, {} by the stack",
+        "{name}: {count} bursts, {} bytes redirected, {} by the stack, {} promotions, demotions {}",
         after.delta(&before, "redirected_bytes"),
-        after.delta(&before, "stack_bytes")
+        after.delta(&before, "stack_bytes"),
+        after.delta(&before, "promotions"),
+        after.0["demotions"],
     );
-    assert_redirected(&before, &after, 1 << 16);
+    assert_redirected(&before, &after, 1 << 14);
     Ok(())
 }
 
+const TINY: &[&str] = &["--budget-messages", "2"];
+
 #[test]
 fn threads_on_one_socket_keep_their_order() {
-    bursts("threads", &[], 10).unwrap_or_else(|e| panic!("{e}"));
+    bursts("threads", &[], 6, random_case).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// Paths change far more often than with the default budget.
 #[test]
 fn threads_on_one_socket_keep_their_order_with_a_tiny_budget() {
-    bursts("threads-budget", &["--budget-messages", "2"], 5).unwrap_or_else(|e| panic!("{e}"));
+    bursts("threads-budget", TINY, 6, contended_case).unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// `cargo test --test root_threads -- --ignored --test-threads=1 runs`
+/// `cargo test --release --test root_threads -- --ignored --test-threads=1 50_runs`
 #[test]
 #[ignore = "50 runs of 5 s"]
 fn threads_on_one_socket_keep_their_order_in_50_runs() {
+    type Kind = (&'static [&'static str], fn(&mut Rng) -> Case);
+    let kinds: [Kind; 5] = [
+        (&[], crowded_case),
+        (&[], random_case),
+        (TINY, contended_case),
+        (TINY, random_case),
+        (&["--budget-bytes", "3000"], random_case),
+    ];
+    let mut violations = Vec::new();
     for run in 0..50 {
-        let options: &[&str] = match run % 3 {
-            0 => &[],
-            1 => &["--budget-messages", "2"],
-            _ => &["--budget-bytes", "3000"],
-        };
-        bursts("threads-runs", options, 5).unwrap_or_else(|e| panic!("run {run}: {e}"));
+        let (options, next) = kinds[run % kinds.len()];
+        if let Err(e) = bursts("threads-runs", options, 5, next) {
+            violations.push(format!("run {run}, {options:?}: {e}"));
+        }
     }
+    assert!(
+        violations.is_empty(),
+        "{} of 50 runs:\n{}",
+        violations.len(),
+        violations.join("\n")
+    );
+}
+
+/// The rule that the others rely on: without it this file sees the damage.
+#[test]
+fn without_the_company_rule_order_breaks() {
+    let options = [TINY, &["--without", "company-rule"]].concat();
+    let outcome = bursts("threads-unruly", &options, 60, long_contended_case);
+    let seen = outcome.expect_err("no violation in 60 s: does this file still provoke any?");
+    println!("as expected: {seen}");
 }

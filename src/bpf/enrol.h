@@ -4,6 +4,7 @@
 #define SA_ENROL_H
 
 #include "eject.h"
+#include "watch.h"
 #include "policy.h"
 
 /* EBUSY ... of include/uapi/asm-generic/errno-base.h, as returned. */
@@ -130,8 +131,10 @@ static __always_inline __u32 sa_meet_passive(struct sa_sock *st, const struct tc
 	reason = sa_match(conn, mine, peer);
 	if (!reason && peer->skipped)
 		reason = SA_REASON_PEER_NOT_ELIGIBLE;
-	if (!reason && !st->skipped)
+	if (!reason && !st->skipped) {
 		sa_adopt_peer(st, peer);
+		sa_watch(conn, st);
+	}
 	/* The reason found here is the peer's to see, too. */
 	if (!st->skipped)
 		st->skipped = reason;
@@ -240,8 +243,10 @@ static __always_inline void sa_on_close(struct sa_sock *st)
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	if (st->enrolled && !(conn && conn->gate == SA_GATE_SHUT))
+	if (st->enrolled && !sa_was_ejected(st, conn))
 		sa_add(closed, 1);
+	/* Nested cgroups run the program once for each. */
+	st->enrolled = 0;
 	sa_leave(st);
 }
 

@@ -10,7 +10,7 @@ use super::Context;
 use super::entry::{IfExists, absent, add, change, conflict, del, explain_empty, finish};
 use crate::error::{Error, Result};
 use crate::maps::Table;
-use crate::maps::layout::{Addr, Endpoint, IDENTITY_HOST, Policy, PolicyKey, SCOPE_LOCAL};
+use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
 use crate::output::{say, table};
 use crate::state::{Change, Instance};
 
@@ -30,7 +30,8 @@ pub enum Verb {
         /// Its security identity [default: that of its CIDR, see `sockaccel identity`]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         identity: Option<u32>,
-        /// Every address of this machine's interfaces, with identity 1 (host)
+        /// Every address of this machine's interfaces; without an entry of their own in
+        /// `sockaccel identity` they have identity 1 (host)
         #[arg(long)]
         host: bool,
     },
@@ -86,9 +87,9 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let endpoints = instance.table("sa_endpoints")?;
             let change = match addr {
                 Some(addr) => add_one(&endpoints, *addr, identity.unwrap_or(0))?,
-                None => add_host(&endpoints, identity.unwrap_or(IDENTITY_HOST))?,
+                None => add_host(&endpoints, identity.unwrap_or(0))?,
             };
-            finish(context, &instance, change)?;
+            finish(context, &instance, Ok(change))?;
             if instance.config()?.scope == SCOPE_LOCAL && !context.output.json {
                 say(
                     "Scope is local: endpoints serve policy only, every paired local peer is accelerated.\n  \
@@ -107,7 +108,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 Some(addr) => del_one(&endpoints, &policy, *addr, if_exists)?,
                 None => del_host(&endpoints, &policy, if_exists)?,
             };
-            finish(context, &instance, change)
+            finish(context, &instance, Ok(change))
         }
         Verb::List => {
             let instance = Instance::open(&context.place)?;

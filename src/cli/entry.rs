@@ -70,11 +70,12 @@ pub fn change(changed: bool) -> Change {
     }
 }
 
-/// Ends a change: live directions look again, scripts learn whether it did anything.
-pub fn finish(context: &Context, instance: &Instance, change: Change) -> Result<()> {
-    if change == Change::Done {
-        instance.bump_generation()?;
-    }
+/// Ends a change: live directions look again, scripts learn whether it did
+/// anything. Also where nothing changed or it failed: an earlier command may have
+/// been killed before it came to this.
+pub fn finish(context: &Context, instance: &Instance, change: Result<Change>) -> Result<()> {
+    instance.bump_generation()?;
+    let change = change?;
     context
         .output
         .print_json(&serde_json::json!({ "changed": change == Change::Done }))

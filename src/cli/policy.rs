@@ -225,8 +225,8 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 )));
             }
             let rules = instance.table("sa_policy")?;
-            let change = add_rule(context, &rules, &rule.key(traffic), verdict)?;
-            finish(context, &instance, change)
+            let added = add_rule(context, &rules, &rule.key(traffic), verdict);
+            finish(context, &instance, added)
         }
         Verb::Del {
             rule,
@@ -238,10 +238,10 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let rules: Rules = instance.table("sa_policy")?;
             let deleted = del(&rules, &key, describe(&key), if_exists);
             // Also where the rule is absent: a killed `del` may have left it.
-            if count(&rules, &key)? == 0 && rules.remove(&default_deny(&key))? {
-                instance.bump_generation()?;
+            if count(&rules, &key)? == 0 {
+                rules.remove(&default_deny(&key))?;
             }
-            finish(context, &instance, deleted?)
+            finish(context, &instance, deleted)
         }
         Verb::List { endpoint } => {
             let instance = Instance::open(&context.place)?;

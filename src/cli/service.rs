@@ -132,7 +132,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 format!("service {service}"),
                 |old| old.accelerate == value.accelerate,
             )?;
-            finish(context, &instance, change)?;
+            finish(context, &instance, Ok(change))?;
             if *accelerate {
                 say_new_only(context, change);
             }
@@ -147,7 +147,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 format!("service {service}"),
                 if_exists,
             )?;
-            finish(context, &instance, change)?;
+            finish(context, &instance, Ok(change))?;
             say_new_only(context, change);
             Ok(())
         }

@@ -14,7 +14,9 @@ use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
 use super::tracefs;
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
-use crate::maps::layout::{Addr, Cidr, Config, FILTER_INCLUDE, LAYOUT};
+use crate::maps::layout::{
+    Addr, Cidr, Config, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
+};
 use crate::sys::bpf::{self, AttachType};
 
 #[allow(
@@ -184,10 +186,12 @@ impl Instance {
         self.change_config(|config| {
             apply(config, settings);
             config.enabled = 1;
+            if *config != old {
+                change = Change::Done;
+                // Live directions look again: the scope is theirs, too.
+                config.generation = config.generation.wrapping_add(1);
+            }
         })?;
-        if self.config()? != old {
-            change = Change::Done;
-        }
         Ok(change)
     }
 
@@ -402,7 +406,12 @@ impl From<ipnet::IpNet> for Cidr {
     fn from(net: ipnet::IpNet) -> Self {
         let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
         Self {
-            prefixlen: mapped + u32::from(net.prefix_len()),
+            prefixlen: FAMILY_BITS + mapped + u32::from(net.prefix_len()),
+            family: if net.addr().is_ipv4() {
+                FAMILY_V4
+            } else {
+                FAMILY_V6
+            },
             addr: Addr::from(net.network()),
         }
     }
