@@ -454,7 +454,8 @@ mod tests {
         let helper = PIECES
             .iter()
             .find(|(piece, _)| {
-                matches!(piece, Piece::Helper { name, .. } if *name == "bpf_sk_storage_get")
+                matches!(piece, Piece::Helper { name, program: ProgramType::SockOps, .. }
+                    if *name == "bpf_sk_storage_get")
             })
             .expect("the programs use it");
         assert_eq!(
