@@ -234,12 +234,15 @@ fn read_into(path: &Path, text: &mut String) {
 #[test]
 fn the_hard_cap_is_that_of_the_manual() {
     let source = include_str!("../src/bpf/path.h");
-    let (_, rest) = source
-        .split_once("#define SA_HARD_CAP ")
-        .expect("the macro");
-    let times = rest.lines().next().expect("its value");
-    let text = MANUAL.replace('\n', " ");
-    assert!(text.contains(&format!("holds {times} times its budget")));
+    let value = |name: &str| {
+        let (_, rest) = source
+            .split_once(&format!("#define {name} "))
+            .expect("the macro");
+        rest.lines().next().expect("its value")
+    };
+    assert_eq!(value("SA_HARD_BYTES"), "(2u << 20)");
+    let cap = format!("{} messages or 2 MiB", value("SA_HARD_MESSAGES"));
+    assert!(MANUAL.replace('\n', " ").contains(&cap));
 }
 
 /// Tests and files that the papers name exist.

@@ -400,7 +400,7 @@ const STAY: &[Decision] = &[
     (
         "over the hard cap, but the queue is short by now",
         |c| {
-            queued(c, 32, 320);
+            queued(c, 1024, 10240);
             in_company(c);
         },
         "redirected",
@@ -408,7 +408,7 @@ const STAY: &[Decision] = &[
     (
         "over the hard cap in messages, a long queue",
         |c| {
-            queued(c, 32, 320);
+            queued(c, 1024, 10240);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -417,7 +417,7 @@ const STAY: &[Decision] = &[
     (
         "one message below the hard cap",
         |c| {
-            queued(c, 31, 320);
+            queued(c, 1023, 10230);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -426,7 +426,7 @@ const STAY: &[Decision] = &[
     (
         "over the hard cap in bytes, a long queue",
         |c| {
-            queued(c, 8, 7937);
+            queued(c, 8, 2 << 20);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -436,7 +436,7 @@ const STAY: &[Decision] = &[
         "denied at the hard cap, in company",
         |c| {
             denied(c);
-            queued(c, 32, 320);
+            queued(c, 1024, 10240);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -483,7 +483,7 @@ const STAY: &[Decision] = &[
         "a splicing reader over the hard cap, a long queue",
         |c| {
             c.view.splicing = 1;
-            queued(c, 32, 320);
+            queued(c, 1024, 10240);
             c.view.queue_long = 1;
         },
         "stuck",
@@ -492,7 +492,7 @@ const STAY: &[Decision] = &[
         "a splicing reader over the hard cap, in company",
         |c| {
             c.view.splicing = 1;
-            queued(c, 8, 7937);
+            queued(c, 8, 2 << 20);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -502,7 +502,7 @@ const STAY: &[Decision] = &[
         "a splicing reader one message below the hard cap",
         |c| {
             c.view.splicing = 1;
-            queued(c, 31, 320);
+            queued(c, 1023, 10230);
             c.view.queue_long = 1;
         },
         "redirected",
@@ -511,7 +511,7 @@ const STAY: &[Decision] = &[
         "a splicing reader over the hard cap, but the queue is short by now",
         |c| {
             c.view.splicing = 1;
-            queued(c, 32, 320);
+            queued(c, 1024, 10240);
         },
         "redirected",
     ),

@@ -244,6 +244,9 @@ _Static_assert(sizeof(struct sa_listener_key) == 16, "layout");
 struct sa_listener {
 	__u32 readers; /* enum sa_readers: what the last child judged was */
 	__u32 splicing; /* a child was seen splicing */
+	__u32 tgid; /* of the process that called listen(2), 0 unknown */
+	__u32 pad;
+	__u64 start_time; /* of that process: ns since boot */
 };
 
 enum sa_readers {
@@ -261,10 +264,12 @@ struct sa_listening {
 	__u32 port;
 };
 
-/* A process seen splicing from an enrolled socket, or the parent of one. */
+/* A process seen splicing from an enrolled socket, or the one that had called
+ * listen(2) for it.
+ */
 struct sa_splicer {
 	__u64 start_time; /* ns since boot, tells a reused pid apart */
-	__u32 by_child; /* only a child did: what the process listens for is suspect */
+	__u32 by_child; /* only what it listened for was: its workers did */
 	__u32 pad;
 };
 

@@ -71,6 +71,7 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
 	struct sa_listener_key key = {};
 	struct sa_listening listening = {};
+	struct sa_listener fresh = {};
 	const struct sock_common___sa *skc;
 	struct bpf_sock *sk = ops->sk;
 
@@ -81,12 +82,14 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 		return;
 	key.netns_cookie = bpf_get_netns_cookie(ops);
 	key.port = skc->skc_num;
-	bpf_map_delete_elem(&sa_listeners, &key);
 	listening.sk = (__u64)skc;
 	listening.cookie = bpf_get_socket_cookie(ops);
 	listening.port = key.port;
 	listening.tgid = task->tgid;
 	listening.start_time = task->group_leader->start_boottime;
+	fresh.tgid = listening.tgid;
+	fresh.start_time = listening.start_time;
+	bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_ANY);
 	bpf_sk_storage_get(&sa_listening, sk, &listening, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 

@@ -192,9 +192,8 @@ int sa_skmsg(struct sk_msg_md *msg)
 	sa_inspect(st, tp, conf, &v);
 	v.splicing = st->marks & SA_MARK_SPLICING;
 	path = st->path;
-	if (path == SA_PATH_REDIRECT && (!v.alone || v.splicing) && !v.queue_empty &&
-	    sa_over(st, &v, conf, SA_HARD_CAP))
-		v.queue_long = sa_peer_queue_long(st, conf->budget_messages, v.budget_bytes);
+	if (path == SA_PATH_REDIRECT && !v.queue_empty && sa_over_hard_cap(st))
+		v.queue_long = sa_peer_queue_long(st);
 	why = sa_decide(st, &v, conf);
 	if (!why && !st->gate_open) {
 		if (sa_open_gate(st)) {

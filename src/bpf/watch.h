@@ -10,10 +10,9 @@
 #include "eject.h"
 
 #define SA_CLOCK_MONOTONIC 1
-#define SA_WATCH_FIRST_NS 1000000ULL
-#define SA_WATCH_DOUBLINGS 10
+#define SA_WATCH_MS 1000000ULL
 /* accept(2) gives a blocking socket; fcntl(2) follows at once or never. */
-#define SA_WATCH_SUSPECT_NS 5000000ULL
+#define SA_WATCH_SUSPECT_NS (5 * SA_WATCH_MS)
 
 /* SA_READER_UNKNOWN also for a socket that is gone. */
 static __always_inline __u32 sa_judge_side(const struct sa_side *side,
@@ -36,6 +35,14 @@ static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
 		__sync_fetch_and_or(&conn->ejected, 2);
 }
 
+/* Servers accept within milliseconds, or are busy for long. */
+static __always_inline __u64 sa_watch_delay(__u32 looks)
+{
+	if (looks < 256)
+		return SA_WATCH_MS;
+	return looks < 512 ? 16 * SA_WATCH_MS : 1000 * SA_WATCH_MS;
+}
+
 static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 {
 	const struct sa_config *conf = sa_conf();
@@ -47,11 +54,7 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 	zero = sa_judge_side(&conn->side[0], conf);
 	one = sa_judge_side(&conn->side[1], conf);
 	if (zero == SA_READER_UNKNOWN || one == SA_READER_UNKNOWN) {
-		__u32 doublings = conn->looks;
-
-		if (doublings < SA_WATCH_DOUBLINGS)
-			conn->looks = ++doublings;
-		bpf_timer_start(&conn->timer, SA_WATCH_FIRST_NS << (doublings & 15), 0);
+		bpf_timer_start(&conn->timer, sa_watch_delay(conn->looks++), 0);
 		return 0;
 	}
 	server = conn->side[0].role == SA_ROLE_PASSIVE ? &conn->side[0] : &conn->side[1];
@@ -88,7 +91,7 @@ static __always_inline void sa_watch(struct sa_conn *conn, const struct sa_sock 
 	if (bpf_timer_init(&conn->timer, &sa_conns, SA_CLOCK_MONOTONIC))
 		return;
 	bpf_timer_set_callback(&conn->timer, sa_watch_look);
-	bpf_timer_start(&conn->timer, SA_WATCH_FIRST_NS, 0);
+	bpf_timer_start(&conn->timer, sa_watch_delay(0), 0);
 }
 
 #endif
