@@ -18,7 +18,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::bench;
+use crate::error::{Error, Result};
 use crate::output::{self, Output};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 
@@ -82,6 +83,11 @@ enum Command {
     /// Which identities an endpoint may talk to, accelerated
     #[command(subcommand, visible_alias = "policies")]
     Policy(policy::Verb),
+    /// How much faster it is here, as ratios to plain TCP
+    Bench(bench::Options),
+    /// One of the two programs of a benchmark
+    #[command(name = bench::PEER_COMMAND, hide = true)]
+    BenchPeer(bench::PeerOptions),
 }
 
 /// Whether a command line that could not be parsed asks for JSON: its error is
@@ -134,6 +140,13 @@ impl Cli {
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),
             Command::Service(verb) => service::run(&context, &verb),
+            Command::Bench(mut options) => {
+                options.json = context.output.json;
+                Ok(bench::run(&options)?)
+            }
+            Command::BenchPeer(options) => {
+                bench::run_peer(&options).map_err(|e| Error::os("take part in", "the benchmark", e))
+            }
             Command::Policy(verb) => policy::run(&context, &verb),
         }
     }
