@@ -101,6 +101,8 @@ struct sa_sock {
 	__u64 redirected_bytes;
 	__u64 stack_messages;
 	__u64 stack_bytes;
+	__u64 told_messages; /* of the redirected ones, in sa_stats already */
+	__u64 told_bytes;
 	__u32 side;
 	__u32 role; /* enum sa_role */
 	__u32 skipped; /* enum sa_reason */
@@ -129,7 +131,7 @@ struct sa_sock {
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 240, "layout");
+_Static_assert(sizeof(struct sa_sock) == 256, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -284,6 +286,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 272, "layout");
+_Static_assert(sizeof(struct sa_dump) == 288, "layout");
 
 #endif

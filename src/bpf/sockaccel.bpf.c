@@ -45,7 +45,10 @@ int sa_sockops(struct bpf_sock_ops *ops)
 		return 1;
 	if (ops->op == BPF_SOCK_OPS_RTT_CB) {
 		sa_on_ack(ops, st, tp);
-	} else if (ops->args[1] == BPF_TCP_CLOSE) {
+		return 1;
+	}
+	sa_tell(st);
+	if (ops->args[1] == BPF_TCP_CLOSE) {
 		sa_on_close(st);
 		if (sa_is_disconnect(tp))
 			sa_on_disconnect(st);
@@ -163,7 +166,6 @@ int sa_skmsg(struct sk_msg_md *msg)
 	struct sa_view v = { .size = msg->size };
 	const struct sa_config *conf = sa_conf();
 	const struct tcp_sock___sa *tp;
-	struct sa_stats *stats;
 	__u32 generation, path, why;
 	__u64 pid_tgid;
 	struct bpf_sock *sk = msg->sk;
@@ -204,18 +206,16 @@ int sa_skmsg(struct sk_msg_md *msg)
 		}
 	}
 
-	stats = sa_count();
 	if (why == SA_WHY_STUCK) {
 		st->why = why;
-		if (stats)
-			__sync_fetch_and_add(&stats->stack_why[SA_WHY_STUCK], 1);
+		sa_add(stack_why[SA_WHY_STUCK], 1);
 		return SK_DROP;
 	}
 	if (why) {
-		if (path == SA_PATH_REDIRECT && stats && why < SA_WHY_COUNT) {
-			__sync_fetch_and_add(&stats->demoted_why[why], 1);
+		if (path == SA_PATH_REDIRECT) {
+			sa_add_at(demoted_why, why, SA_WHY_COUNT, 1);
 			if (!v.alone && !v.forced)
-				__sync_fetch_and_add(&stats->hard_cap, 1);
+				sa_add(hard_cap, 1);
 		}
 		sa_stack(st, &v, why);
 		return SK_PASS;
@@ -230,12 +230,8 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
-	if (stats) {
-		__sync_fetch_and_add(&stats->redirected_messages, 1);
-		__sync_fetch_and_add(&stats->redirected_bytes, v.size);
-		if (path != SA_PATH_REDIRECT)
-			__sync_fetch_and_add(&stats->promotions, 1);
-	}
+	if (path != SA_PATH_REDIRECT)
+		sa_add(promotions, 1);
 	return SK_PASS;
 }
 

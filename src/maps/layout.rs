@@ -112,6 +112,8 @@ pub struct Sock {
     pub redirected_bytes: u64,
     pub stack_messages: u64,
     pub stack_bytes: u64,
+    pub told_messages: u64,
+    pub told_bytes: u64,
     pub side: u32,
     pub role: u32,
     pub skipped: u32,
@@ -293,8 +295,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 240);
-    assert!(size_of::<Dump>() == 272);
+    assert!(size_of::<Sock>() == 256);
+    assert!(size_of::<Dump>() == 288);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);
