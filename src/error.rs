@@ -28,7 +28,7 @@ pub enum Error {
     #[error("{0}")]
     Failed(String),
     /// A system call failed (exit status 1, or 6 when it was denied).
-    #[error("cannot {operation} {object}: {source}{}", hint_line(.hint))]
+    #[error("cannot {operation} {object}: {source}{}", hint_line(.hint, .source))]
     Os {
         /// What was tried, as a verb: "attach to".
         operation: &'static str,
@@ -97,8 +97,10 @@ impl Error {
     }
 }
 
-fn hint_line(hint: &str) -> String {
-    if hint.is_empty() {
+fn hint_line(hint: &str, source: &io::Error) -> String {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        "\n  As root:  sudo sockaccel ...".to_owned()
+    } else if hint.is_empty() {
         String::new()
     } else {
         format!("\n  {hint}")

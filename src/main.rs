@@ -1,25 +1,51 @@
 //! The command: parse, run, exit code.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sockaccel::cli::Cli;
+use clap::error::ErrorKind;
+use sockaccel::cli::{Cli, asks_for_json};
+use sockaccel::output::{say, write};
 
 fn main() -> ExitCode {
-    // clap ends the process itself: 0 for help and version, 2 for usage errors.
-    let cli = Cli::parse();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error, asks_for_json(&args)),
+    };
     let json = cli.json();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if json {
-                let body = serde_json::json!({
-                    "error": { "exit_status": error.exit_code(), "message": error.to_string() }
-                });
-                println!("{body}");
+                print_json(error.exit_code(), &error.to_string());
             }
-            eprintln!("sockaccel: {error}");
+            say(format_args!("sockaccel: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Help and the version are asked for, and no failure; the rest is a usage error.
+fn not_parsed(error: &clap::Error, json: bool) -> ExitCode {
+    let asked = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if json && !asked {
+        let text = error.to_string();
+        print_json(2, text.trim_start_matches("error: ").trim_end());
+    }
+    // Nobody may be reading it.
+    let _ = error.print();
+    ExitCode::from(if asked { 0 } else { 2 })
+}
+
+fn print_json(exit_status: u8, message: &str) {
+    let body = serde_json::json!({
+        "error": { "exit_status": exit_status, "message": message }
+    });
+    // The exit status tells as much where standard output is gone.
+    let _ = write(&body.to_string());
 }

@@ -249,10 +249,68 @@ fn a_socket_connected_again_hears_nothing_of_a_peer_that_goes_on() {
     assert_balanced(&instance);
 }
 
+/// The same, while the first peer is in the middle of sending. The kernel
+/// keeps the redirect queue of a deleted socket, and the socket reads from it,
+/// as long as a sender holds a reference to it.
+#[test]
+fn a_socket_connected_again_while_its_first_peer_sends() {
+    let cgroup = Cgroup::new("mid-send");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let to = listener.local_addr().expect("getsockname");
+    let before = instance.stats();
+    let end = Deadline::seconds(4);
+    let mut tag = 0;
+    while !end.passed() {
+        tag += 1;
+        let mut first = Tagged::new("first", 2 * tag, Pair::on(&listener, &options));
+        first.exchange(3);
+        let Pair { client, server } = first.pair;
+        let started = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let deadline = Deadline::seconds(10);
+                loop {
+                    match (&server).write(&[0xee; 200]) {
+                        Ok(_) => started.fetch_add(1, Ordering::Relaxed),
+                        // Its queue is full until it hears of the end.
+                        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => 0,
+                        Err(_) => return,
+                    };
+                    deadline.check("the end of the first connection");
+                }
+            });
+            let deadline = Deadline::seconds(10);
+            while started.load(Ordering::Relaxed) <= tag % 16 {
+                deadline.check("sending");
+                std::hint::spin_loop();
+            }
+            raw::disconnect(&client).expect("connect to AF_UNSPEC");
+            reconnect(&client, to);
+            let pair = Pair {
+                server: accept(&listener, &options),
+                client,
+            };
+            let mut second = Tagged::new("second", 2 * tag + 1, pair);
+            second.exchange(3);
+            second.assert_quiet();
+        });
+    }
+    println!("{tag} times");
+    assert_redirected(&before, &assert_balanced(&instance), 1000);
+}
+
 fn reconnect(client: &TcpStream, to: SocketAddr) {
-    match socket::connect(client.as_raw_fd(), &SockaddrStorage::from(to)) {
-        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
-        Err(e) => panic!("connect {to}: {e}"),
+    let deadline = Deadline::seconds(10);
+    loop {
+        match socket::connect(client.as_raw_fd(), &SockaddrStorage::from(to)) {
+            Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => break,
+            // As long as a sender of the first connection is under way.
+            Err(nix::errno::Errno::EADDRNOTAVAIL) => deadline.check("connect again"),
+            Err(e) => panic!("connect {to}: {e}"),
+        }
     }
     Deadline::seconds(10).wait(client, PollFlags::POLLOUT, "connect");
     let error = socket::getsockopt(client, sockopt::SocketError).expect("SO_ERROR");
@@ -576,6 +634,34 @@ fn forged_sockets_hear_nothing_of_a_pair() {
         assert_eq!(after.count("seen"), 3);
         let named = ["ambiguous", "repair"].map(|why| after.by_reason("skipped", why));
         assert_eq!(named.iter().sum::<u64>(), 1, "not silent: {}", after.0);
+    }
+}
+
+/// The victim has only read so far; what waits for it must not go when the
+/// forger makes its connection suspicious.
+#[test]
+fn forged_sockets_do_not_take_away_what_waits_for_a_victim() {
+    for side in [0, 1] {
+        let cgroup = Cgroup::new("waiting");
+        let instance = Instance::enable(&cgroup, &[]);
+        let netns = Netns::new("waiting");
+        let _joined = cgroup.join();
+        let Pair { client, server } = Pair::new();
+        one_way(&server, &client);
+        one_way(&server, &client);
+        let before = instance.stats();
+        let deadline = Deadline::seconds(10);
+        send_all(&server, b"waiting for the client", deadline);
+        assert_redirected(&before, &instance.stats(), 1);
+        let numbers = sequence_numbers(&instance, side);
+        let _forged = netns.enter(|| forge(local(44000), local(44001), numbers));
+
+        one_way(&client, &server);
+        one_way(&client, &server);
+        println!("side {side}: {}", assert_balanced(&instance).0);
+        let mut got = [0; 22];
+        recv_all(&client, &mut got, deadline);
+        assert_eq!(&got, b"waiting for the client");
     }
 }
 

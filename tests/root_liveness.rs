@@ -1,21 +1,32 @@
-//! No message stays where its reader cannot see it.
+//! No message stays where its reader cannot see it, and nothing that happens
+//! to one message decides over the ones after it.
 
 mod common;
 
+use std::io;
+use std::io::Read as _;
 use std::io::Write as _;
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::SpliceFFlags;
+use nix::fcntl::splice;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::recv;
+use nix::unistd::pipe;
 
 use common::cgroup::Cgroup;
+use common::deadline::Deadline;
 use common::instance::Instance;
 use common::pair::Options;
 use common::pair::Pair;
+use common::stream::recv_all;
+use common::stream::send_all;
+use common::warm::warm_up;
 
 /// The reader got the first half by TCP and sleeps there for the second: it
 /// has read everything, and still does not look at its redirect queue.
@@ -52,4 +63,47 @@ fn a_reader_that_waits_for_all_sees_the_second_half() {
         "not accelerated at all: {}",
         stats.0
     );
+}
+
+/// A reader that was seen splicing leaves its queue to fill up, then reads: what
+/// was taken arrives, and the kernel lets nothing follow what was refused.
+#[test]
+fn what_was_taken_before_a_refusal_arrives() {
+    let cgroup = Cgroup::new("refused");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+
+    send_all(&pair.client, b"unseen by splice", Deadline::seconds(10));
+    let (_read_end, write_end) = pipe().expect("pipe");
+    let spliced = splice(
+        pair.server.as_fd(),
+        None,
+        &write_end,
+        None,
+        1 << 16,
+        SpliceFFlags::SPLICE_F_NONBLOCK,
+    );
+    let mut sent = match spliced {
+        Ok(n) => 16 - n,
+        Err(_) => 16,
+    };
+    let refusal = loop {
+        match (&pair.client).write(&[b'x'; 100]) {
+            Ok(n) => sent += n,
+            Err(e) => break e,
+        }
+        assert!(sent < 16 << 20, "nothing ever stops the sender");
+    };
+    println!("{sent} bytes, then: {refusal}");
+
+    let mut buffer = vec![0; sent];
+    recv_all(&pair.server, &mut buffer, Deadline::seconds(10));
+    let nothing = (&pair.server).read(&mut buffer).expect_err("all was read");
+    assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    let again = (&pair.client)
+        .write(b"after")
+        .expect_err("it was refused before");
+    assert_eq!(again.kind(), io::ErrorKind::PermissionDenied);
 }

@@ -50,6 +50,7 @@ use common::traffic::Direction;
 use common::traffic::Plan;
 use common::traffic::run_end;
 use common::warm::assert_redirected;
+use common::warm::warm_up;
 
 /// What a relay does with a connection before it splices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,10 +87,16 @@ impl Start {
 /// The helper: a relay with a thread for each direction.
 fn relay(channel: &mut Channel) {
     let line = channel.hear().expect("what to do");
-    let (upstream, start) = line.split_once(' ').expect("upstream and start");
+    let words: Vec<&str> = line.split(' ').collect();
+    let [upstream, start, at] = words[..] else {
+        panic!("not upstream, start and address: {line}");
+    };
     let upstream: SocketAddr = upstream.parse().expect("an address");
     let start = Start::from_name(start);
-    let listener = listen(&Options::default());
+    let listener = listen(&Options {
+        listen: at.parse().expect("an address"),
+        ..Options::default()
+    });
     let port = listener.local_addr().expect("getsockname").port();
     channel.say(&port.to_string());
     thread::spawn(move || {
@@ -210,11 +217,14 @@ struct Relay {
 
 impl Relay {
     fn own(start: Start) -> Self {
+        Self::own_at("127.0.0.1:0", start)
+    }
+
+    fn own_at(listen_at: &str, start: Start) -> Self {
         let upstream = listen(&Options::default());
         let mut helper = Helper::start("relay");
         let to = upstream.local_addr().expect("getsockname");
-        helper.say(&format!("{to} {}", start.name()));
-        // The harness of the helper prints before it.
+        helper.say(&format!("{to} {} {listen_at}", start.name()));
         let port = helper.hear();
         Self::new(Box::new(helper), &port, upstream, start)
     }
@@ -480,6 +490,32 @@ fn a_relay_that_reads_and_then_splices_to_a_patient_client() {
     );
 }
 
+/// What was learned of a port was of the program that listened there.
+#[test]
+fn the_next_program_at_a_relays_port_is_accelerated() {
+    for at in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let cgroup = Cgroup::new("next");
+        let instance = Instance::enable(&cgroup, &[]);
+        let _joined = cgroup.join();
+        let relay = Relay::own_at(at, Start::Splice);
+        for _ in 0..3 {
+            let pair = relay.open();
+            ping_pong(&pair, 10, 20).expect("not stuck");
+        }
+        let mut listen_at: SocketAddr = at.parse().expect("an address");
+        listen_at.set_port(relay.address.port());
+        let connect_to = relay.address;
+        drop(relay);
+        let options = Options {
+            listen: listen_at,
+            connect: Some(connect_to),
+            ..Options::default()
+        };
+        println!("at {at}");
+        warm_up(&instance, &Pair::with(&options));
+    }
+}
+
 /// Stuck is one thing, filling the memory another.
 #[test]
 fn a_stuck_relay_stalls_its_sender() {
@@ -502,6 +538,8 @@ fn a_stuck_relay_stalls_its_sender() {
                 wait_at_most(&pair.client, PollFlags::POLLOUT, 100);
                 quiet += 1;
             }
+            // The connection is lost, and says so.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => break,
             Err(e) => panic!("send after {sent}: {e}"),
         }
     }

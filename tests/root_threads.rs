@@ -145,16 +145,12 @@ fn burst(case: &Case, rng: &mut Rng) -> Result<(), String> {
             // Nobody reads any more: let the senders go, with their errors.
             let _ = pair.server.shutdown(std::net::Shutdown::Both);
         }
-        let mut sent = Ok(());
-        for sender in senders {
-            sent = sent.and(sender.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        }
+        let sent = senders
+            .into_iter()
+            .try_for_each(|sender| sender.join().unwrap_or_else(|panic| resume_unwind(panic)));
         received.and(sent)
     })
 }
-
-/// Draws a case.
-type Draw = fn(&mut Rng) -> Case;
 
 /// Some mix of what there is.
 fn random_case(rng: &mut Rng) -> Case {
@@ -210,7 +206,12 @@ fn crowded_case(_: &mut Rng) -> Case {
 }
 
 /// Bursts for so long; the first violation.
-fn bursts(name: &str, options: &[&str], seconds: u64, draw: Draw) -> Result<(), String> {
+fn bursts(
+    name: &str,
+    options: &[&str],
+    seconds: u64,
+    next: fn(&mut Rng) -> Case,
+) -> Result<(), String> {
     let mut rng = Rng::for_test(name);
     let cgroup = Cgroup::new(name);
     let instance = Instance::enable_blocking(&cgroup, options);
@@ -219,7 +220,7 @@ fn bursts(name: &str, options: &[&str], seconds: u64, draw: Draw) -> Result<(), 
     let end = Deadline::seconds(seconds);
     let mut count = 0;
     while !end.passed() {
-        let case = draw(&mut rng);
+        let case = next(&mut rng);
         burst(&case, &mut rng).map_err(|e| format!("burst {count}, {case:?}:\n{e}"))?;
         count += 1;
     }
@@ -252,7 +253,8 @@ fn threads_on_one_socket_keep_their_order_with_a_tiny_budget() {
 #[test]
 #[ignore = "50 runs of 5 s"]
 fn threads_on_one_socket_keep_their_order_in_50_runs() {
-    let kinds: [(&[&str], Draw); 5] = [
+    type Kind = (&'static [&'static str], fn(&mut Rng) -> Case);
+    let kinds: [Kind; 5] = [
         (&[], crowded_case),
         (&[], random_case),
         (TINY, contended_case),
@@ -261,8 +263,8 @@ fn threads_on_one_socket_keep_their_order_in_50_runs() {
     ];
     let mut violations = Vec::new();
     for run in 0..50 {
-        let (options, draw) = kinds[run % kinds.len()];
-        if let Err(e) = bursts("threads-runs", options, 5, draw) {
+        let (options, next) = kinds[run % kinds.len()];
+        if let Err(e) = bursts("threads-runs", options, 5, next) {
             violations.push(format!("run {run}, {options:?}: {e}"));
         }
     }

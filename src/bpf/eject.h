@@ -24,11 +24,27 @@ static __always_inline void sa_quiet(struct bpf_sock_ops *ops)
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
+/* Did the peer take this socket out? */
+static __always_inline bool sa_was_ejected(const struct sa_sock *st, const struct sa_conn *conn)
+{
+	return conn && conn->ejected & (1u << st->side);
+}
+
+/* From here on nothing is redirected, if nothing ever was. */
+static __always_inline bool sa_shut(struct sa_conn *conn)
+{
+	__u32 was = __sync_val_compare_and_swap(&conn->gate, 0, SA_GATE_SHUT);
+
+	return !was || was == SA_GATE_SHUT;
+}
+
 /* The own socket is out, or was never in: plain TCP for good. */
 static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st, __u32 reason)
 {
-	if (st->enrolled) {
-		sa_eject_one(st->cookie, reason);
+	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+
+	/* Not there: closing has taken it out, and counts it, or the peer has. */
+	if (st->enrolled && (sa_eject_one(st->cookie, reason) || sa_was_ejected(st, conn))) {
 		st->enrolled = 0;
 		st->ejected = reason;
 	}
@@ -44,11 +60,10 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_sock *st,
 					  struct sa_conn *conn, __u32 reason)
 {
-	__u32 was = __sync_val_compare_and_swap(&conn->gate, 0, SA_GATE_SHUT);
-
-	if (was && was != SA_GATE_SHUT)
+	if (!sa_shut(conn))
 		return false;
-	sa_eject_one(st->peer_cookie, reason);
+	if (sa_eject_one(st->peer_cookie, reason))
+		__sync_fetch_and_or(&conn->ejected, 1u << !st->side);
 	sa_out(ops, st, reason);
 	return true;
 }
@@ -56,9 +71,9 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 /* The peer, once both have met. */
 static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
 {
-	__u16 *ports = (void *)&st->peer_ports;
-
 	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
+
+	__u16 *ports = (void *)&st->peer_ports;
 
 	st->peer_sk = peer->sk;
 	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
@@ -78,6 +93,11 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	struct sa_side *other;
 	__u32 own, theirs;
 
+	if (!st->enrolled && st->role == SA_ROLE_PASSIVE) {
+		own = sa_blocking(tp);
+		sa_listener_learn(st->netns_cookie, st->tuple.local_port,
+				  own ? SA_READERS_BLOCKING : SA_READERS_NONBLOCKING);
+	}
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conf || !conn)
 		return sa_out(ops, st, SA_REASON_NO_LOCAL_PEER);
@@ -91,6 +111,9 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	if (!st->peer_cookie) {
 		__u32 reason = sa_match(conn, sa_side(conn, st->side), other);
 
+		/* The peer may be paired, and have redirected, already. */
+		if (reason && !sa_shut(conn))
+			return;
 		if (reason)
 			return sa_out(ops, st, reason);
 		sa_adopt_peer(st, other);
@@ -101,7 +124,8 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	own = sa_judge(tp, conf);
 	if (own && own != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_PASSIVE && own == SA_REASON_BLOCKING_READER)
-			sa_listener_learn(st->netns_cookie, st->tuple.local_port, true);
+			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
+					  SA_READERS_BLOCKING);
 		if (sa_eject_pair(ops, st, conn, own))
 			return;
 	}
@@ -112,13 +136,15 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	theirs = sa_judge(peer, conf);
 	if (theirs && theirs != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
-			sa_listener_learn(other->netns_cookie, other->tuple.local_port, true);
+			sa_listener_learn(other->netns_cookie, other->tuple.local_port,
+					  SA_READERS_BLOCKING);
 		if (sa_eject_pair(ops, st, conn, theirs))
 			return;
 	}
 	if (!own && !theirs) {
 		if (st->role == SA_ROLE_PASSIVE)
-			sa_listener_learn(st->netns_cookie, st->tuple.local_port, false);
+			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
+					  SA_READERS_NONBLOCKING);
 		sa_quiet(ops);
 	}
 }

@@ -28,9 +28,6 @@ static __always_inline bool sa_queue_empty(const struct sk_psock___sa *psock)
 	return (const void *)psock->ingress_msg.next == head;
 }
 
-/* Messages looked at when only "long or not" matters. */
-#define SA_QUEUE_WALK 64
-
 /* Walks the queue as far as `limit` messages; only where it is worth a walk. */
 static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, __u32 limit,
 					     __u64 *bytes)
@@ -49,19 +46,15 @@ static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, 
 	return n;
 }
 
-/* Does the peer's queue hold at least this much right now? */
-static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st, __u32 messages,
-						__u64 bytes)
+/* Is the peer's queue long right now? */
+static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st)
 {
 	const struct sock___sa *psk = sa_cast(st->peer_sk, sock___sa);
 	const struct sk_psock___sa *psock = sa_psock(psk);
 	__u64 waiting = 0;
-	__u32 n;
 
-	if (!psock)
-		return 0;
-	n = sa_queue_length(psock, SA_QUEUE_WALK, &waiting);
-	return waiting >= bytes || n >= messages || n == SA_QUEUE_WALK;
+	return psock && (sa_queue_length(psock, SA_LONG_MESSAGES, &waiting) == SA_LONG_MESSAGES ||
+			 waiting >= SA_LONG_BYTES);
 }
 
 /* The map's link and the running call hold one reference each. */
@@ -127,6 +120,37 @@ static __always_inline bool sa_contended(struct sa_sock *st, const struct sock__
 	return st->path == SA_PATH_REDIRECT ? st->contended >= SA_CONTENDED_LIMIT : st->contended;
 }
 
+/* Sleepers looked at on one socket. */
+#define SA_SLEEPERS 8
+
+/*
+ * A blocking reader that sleeps in TCP's own recv, for the rest of MSG_WAITALL,
+ * would not see a redirected message. One that sleeps in the sockmap's recv (or
+ * send) holds the psock, so sleepers beyond its references sleep in TCP's.
+ */
+static __always_inline bool sa_sleeps_in_tcp(const struct sock___sa *psk)
+{
+	const struct sk_psock___sa *psock = sa_psock(psk);
+	const struct socket_wq___sa *wq = psk->sk_wq;
+	__u64 head, at;
+	__s32 sleepers = 0;
+
+	if (!psock || !wq)
+		return true;
+	head = (__u64)wq + bpf_core_field_offset(wq->wait.head);
+	at = (__u64)wq->wait.head.next;
+	for (__u32 n = 0; n < SA_SLEEPERS && at && at != head; n++) {
+		const struct wait_queue_entry___sa *entry =
+			sa_cast(at - bpf_core_field_offset(struct wait_queue_entry___sa, entry),
+				wait_queue_entry___sa);
+
+		if (!&woken_wake_function || entry->func == &woken_wake_function)
+			sleepers++;
+		at = (__u64)entry->entry.next;
+	}
+	return sleepers > psock->refcnt.refs.counter - 1;
+}
+
 /* What is looked at before a promotion only: options that are set later come
  * by sa_setsockopt, which marks the socket; what the kernel does with its own
  * sockets shows in their callback.
@@ -140,7 +164,9 @@ static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct soc
 	if (!socket || sa_options(peer) || psk->sk_data_ready != own->sk_data_ready)
 		return false;
 	st->peer_file = (__u64)socket->file;
-	return st->peer_file;
+	if (!st->peer_file)
+		return false;
+	return socket->file->f_flags & SA_O_NONBLOCK || !sa_sleeps_in_tcp(psk);
 }
 
 /* Fills the view for one message; st->verdict is current. */

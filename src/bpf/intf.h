@@ -11,6 +11,7 @@
 #define SA_INTF_H
 
 #include <linux/types.h>
+#include <linux/bpf.h>
 
 #define SA_LAYOUT 1
 
@@ -71,7 +72,11 @@ struct sa_conn {
 	__u32 gate; /* enum sa_gate, changed by atomics only */
 	__u32 poisoned; /* two sockets claimed one side: nobody is paired */
 	__u32 left; /* bit per side: will not touch this entry again */
-	__u32 pad[13];
+	__u32 ejected; /* bit per side: its peer or the watch took it out */
+	struct bpf_timer timer; /* of the watch, see watch.h */
+	__u32 looks; /* of the watch so far */
+	__u32 suspect; /* the watch saw a reader that may not be eligible */
+	__u32 pad[6];
 };
 _Static_assert(sizeof(struct sa_conn) == 320, "layout");
 
@@ -96,6 +101,8 @@ struct sa_sock {
 	__u64 redirected_bytes;
 	__u64 stack_messages;
 	__u64 stack_bytes;
+	__u64 told_messages; /* of the redirected ones, in sa_stats already */
+	__u64 told_bytes;
 	__u32 side;
 	__u32 role; /* enum sa_role */
 	__u32 skipped; /* enum sa_reason */
@@ -110,6 +117,8 @@ struct sa_sock {
 	__u32 queued_messages; /* redirected since the peer's queue was seen empty */
 	__u32 queued_bytes;
 	__u32 reused; /* connected before: its cookie may be known to an old peer */
+	__u32 disconnected; /* connect(AF_UNSPEC) took it out */
+	__u32 pad;
 	__u32 company; /* two threads were seen sending: never promoted again */
 	__u32 tid; /* last sender */
 	__u32 tgid; /* process that connected or sent last */
@@ -122,7 +131,7 @@ struct sa_sock {
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 232, "layout");
+_Static_assert(sizeof(struct sa_sock) == 256, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -135,11 +144,16 @@ struct sa_endpoint {
 	__u32 host; /* added by `endpoint add --host` */
 };
 
+/* ::/0 is not 0.0.0.0/0, though v4-mapped addresses lie in it. */
+#define SA_FAMILY_V4 4
+#define SA_FAMILY_V6 6
+
 struct sa_cidr {
-	__u32 prefixlen; /* of the 128 bits of addr */
+	__u32 prefixlen; /* of the 32 bits of family and the 128 of addr */
+	__u32 family;
 	struct sa_addr addr;
 };
-_Static_assert(sizeof(struct sa_cidr) == 20, "layout");
+_Static_assert(sizeof(struct sa_cidr) == 24, "layout");
 
 struct sa_service_key {
 	struct sa_addr addr;
@@ -230,23 +244,34 @@ struct sa_listener_key {
 _Static_assert(sizeof(struct sa_listener_key) == 16, "layout");
 
 struct sa_listener {
-	__u32 blocking; /* the last child judged was a blocking reader */
+	__u32 readers; /* enum sa_readers: what the last child judged was */
 	__u32 splicing; /* a child was seen splicing */
-	__u32 tries; /* children skipped since the last one was tried */
+	__u32 tgid; /* of the process that called listen(2), 0 unknown */
 	__u32 pad;
+	__u64 start_time; /* of that process: ns since boot */
+};
+
+enum sa_readers {
+	SA_READERS_UNKNOWN = 0,
+	SA_READERS_NONBLOCKING = 1,
+	SA_READERS_BLOCKING = 2,
 };
 
 /* Value of sa_listening: who called listen(2), and for which port. */
 struct sa_listening {
+	__u64 sk; /* address of the listener, believed only with its cookie */
+	__u64 cookie;
 	__u64 start_time; /* of the process: ns since boot */
 	__u32 tgid;
 	__u32 port;
 };
 
-/* A process seen splicing from an enrolled socket, or the parent of one. */
+/* A process seen splicing from an enrolled socket, or the one that had called
+ * listen(2) for it.
+ */
 struct sa_splicer {
 	__u64 start_time; /* ns since boot, tells a reused pid apart */
-	__u32 by_child; /* only a child did: what the process listens for is suspect */
+	__u32 by_child; /* only what it listened for was: its workers did */
 	__u32 pad;
 };
 
@@ -261,6 +286,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 264, "layout");
+_Static_assert(sizeof(struct sa_dump) == 288, "layout");
 
 #endif

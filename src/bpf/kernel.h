@@ -102,6 +102,19 @@ struct mem_cgroup___sa {
 	unsigned long socket_pressure;
 };
 
+struct wait_queue_entry___sa {
+	void *func;
+	struct list_head___sa entry;
+};
+
+struct wait_queue_head___sa {
+	struct list_head___sa head;
+};
+
+struct socket_wq___sa {
+	struct wait_queue_head___sa wait;
+};
+
 struct socket_lock_t___sa {
 	int owned;
 };
@@ -113,6 +126,8 @@ struct sock___sa {
 	int sk_rcvbuf;
 	void *sk_data_ready;
 	int sk_rcvlowat;
+	int sk_err;
+	struct socket_wq___sa *sk_wq;
 	struct socket___sa *sk_socket;
 	__u32 sk_tsflags;
 	unsigned long sk_max_pacing_rate;
@@ -165,7 +180,6 @@ struct task_struct___sa {
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;
-	struct task_struct___sa *real_parent;
 	struct files_struct___sa *files;
 };
 
@@ -194,6 +208,8 @@ enum sock_flags___sa {
 #define SA_USER_DATA_PTRMASK (~7UL)
 #define SA_USER_DATA_PSOCK 4UL
 
+/* What recv(2) and send(2) sleep with, kernel/sched/wait.c; poll(2) has its own. */
+extern const void woken_wake_function __ksym __weak;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*

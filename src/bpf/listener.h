@@ -7,24 +7,37 @@
 #define SA_LISTENER_H
 
 #include "maps.h"
+#include "reader.h"
 #include "splice.h"
 
-/* A listener known for blocking children gets one tried in so many. */
-#define SA_TRY_EVERY 64
-
-/* A child was judged: it reads from a blocking socket, or not. */
-static __always_inline void sa_listener_learn(__u64 netns_cookie, __u32 port, bool blocking)
+/* A child was judged, enrolled or not. */
+static __always_inline void sa_listener_learn(__u64 netns_cookie, __u32 port, __u32 readers)
 {
 	struct sa_listener_key key = { .netns_cookie = netns_cookie, .port = port };
-	struct sa_listener fresh = { .blocking = blocking };
+	struct sa_listener fresh = { .readers = readers };
 	struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
 
-	if (known) {
-		known->blocking = blocking;
-		known->tries = 0;
-	} else if (blocking) {
+	if (!known)
 		bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_NOEXIST);
-	}
+	else if (known->readers != readers)
+		known->readers = readers;
+}
+
+/*
+ * O_NONBLOCK of the listener itself, as it is now: programs set it before and
+ * after listen(2). One that listened before we came is not known.
+ */
+static __always_inline bool sa_listener_blocks(const struct sa_listening *listening)
+{
+	const struct tcp_sock___sa *listener;
+
+	if (!listening)
+		return true;
+	listener = sa_cast(listening->sk, tcp_sock___sa);
+	if ((__u64)((const struct sock___sa *)listener)->__sk_common.skc_cookie.counter !=
+	    listening->cookie)
+		return true;
+	return sa_blocking(listener) != SA_REASON_NONE;
 }
 
 /* What can be known of an accepted socket's reader before accept(2). */
@@ -44,13 +57,12 @@ static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 		if (listening && sa_listens_for_splicers(listening->tgid, listening->start_time))
 			return SA_REASON_SPLICING;
 	}
-	if (!known || !known->blocking || conf->blocking)
+	if (conf->blocking || (known && known->readers == SA_READERS_NONBLOCKING))
 		return SA_REASON_NONE;
-	if (++known->tries >= SA_TRY_EVERY) {
-		known->tries = 0;
-		return SA_REASON_NONE;
-	}
-	return SA_REASON_BLOCKING_READER;
+	if (known && known->readers == SA_READERS_BLOCKING)
+		return SA_REASON_BLOCKING_READER;
+	/* The first child tells, at its first ACK: it need not be enrolled. */
+	return sa_listener_blocks(listening) ? SA_REASON_BLOCKING_READER : SA_REASON_NONE;
 }
 
 /* listen(2): what was learned of the port is of another program. */
@@ -59,6 +71,7 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
 	struct sa_listener_key key = {};
 	struct sa_listening listening = {};
+	struct sa_listener fresh = {};
 	const struct sock_common___sa *skc;
 	struct bpf_sock *sk = ops->sk;
 
@@ -69,10 +82,14 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 		return;
 	key.netns_cookie = bpf_get_netns_cookie(ops);
 	key.port = skc->skc_num;
-	bpf_map_delete_elem(&sa_listeners, &key);
+	listening.sk = (__u64)skc;
+	listening.cookie = bpf_get_socket_cookie(ops);
 	listening.port = key.port;
 	listening.tgid = task->tgid;
 	listening.start_time = task->group_leader->start_boottime;
+	fresh.tgid = listening.tgid;
+	fresh.start_time = listening.start_time;
+	bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_ANY);
 	bpf_sk_storage_get(&sa_listening, sk, &listening, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 

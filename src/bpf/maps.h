@@ -144,6 +144,7 @@ struct sa_stats {
 	__u64 enrolled; /* ever; ejected ones are counted there too */
 	__u64 closed; /* enrolled ones that have closed */
 	__u64 paired; /* sockets */
+	/* Of sockets on their way out: live ones keep their own, see sa_tell(). */
 	__u64 redirected_messages;
 	__u64 redirected_bytes;
 	__u64 stack_messages;

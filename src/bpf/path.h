@@ -19,25 +19,35 @@ struct sa_view {
 	__u32 write_seq; /* own */
 	__u32 copied_seq; /* of the peer, in own sequence space */
 	__u32 queue_empty; /* the peer's redirect queue */
-	__u32 queue_long; /* ... holds at least a whole budget right now */
+	__u32 queue_long; /* ... is long right now */
 	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
 	__u32 another_thread; /* than the one that sent last */
 	__u32 size; /* bytes */
 	__u32 budget_bytes; /* what the peer's redirect queue may hold */
 };
 
-/* Messages and bytes over which a direction leaves in company as well: see
- * "Two threads on one socket" in sockaccel(8).
+/*
+ * Messages and bytes over which a direction leaves in company as well: see "Two
+ * threads on one socket" in sockaccel(8). Absolute: a straggler must land behind
+ * more than a reader can take while it is in flight, whatever the budget.
  */
-#define SA_HARD_CAP 8
+#define SA_HARD_MESSAGES 1024
+#define SA_HARD_BYTES (2u << 20)
+/* Of these so much must still wait. */
+#define SA_LONG_MESSAGES 256
+#define SA_LONG_BYTES (1u << 20)
+
+static __always_inline bool sa_over_hard_cap(const struct sa_sock *st)
+{
+	return st->queued_messages >= SA_HARD_MESSAGES || st->queued_bytes >= SA_HARD_BYTES;
+}
 
 static __always_inline bool sa_over(const struct sa_sock *st, const struct sa_view *v,
-				    const struct sa_config *conf, __u32 times)
+				    const struct sa_config *conf)
 {
 	/* Into an empty queue one message goes, however large. */
-	return st->queued_messages >= conf->budget_messages * times ||
-	       (st->queued_bytes &&
-		(__u64)st->queued_bytes + v->size > (__u64)v->budget_bytes * times);
+	return st->queued_messages >= conf->budget_messages ||
+	       (st->queued_bytes && (__u64)st->queued_bytes + v->size > v->budget_bytes);
 }
 
 static __always_inline __u32 sa_demote(struct sa_sock *st, __u32 why)
@@ -66,7 +76,7 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 		st->company = 1;
 	if (!why && st->company && v->alone)
 		why = SA_WHY_COMPANY;
-	if (!why && sa_over(st, v, conf, 1))
+	if (!why && sa_over(st, v, conf))
 		why = SA_WHY_BUDGET;
 	if (!why)
 		return 0;
@@ -75,14 +85,14 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 	 * it never reads must not fill the memory: then the sender gets an error.
 	 */
 	if (v->splicing && !v->queue_empty)
-		return v->queue_long && sa_over(st, v, conf, SA_HARD_CAP) ? SA_WHY_STUCK : 0;
+		return v->queue_long && sa_over_hard_cap(st) ? SA_WHY_STUCK : 0;
 	if (v->alone || conf->without_company_rule)
 		return sa_demote(st, why);
 	/*
-	 * Never left alone: a straggler in flight lands behind a whole budget
-	 * of unread messages, so no reader can have passed it.
+	 * Never left alone: a straggler in flight lands behind a long queue of
+	 * unread messages, so no reader can have passed it.
 	 */
-	if (v->queue_long && sa_over(st, v, conf, SA_HARD_CAP))
+	if (v->queue_long && sa_over_hard_cap(st))
 		return sa_demote(st, why);
 	return 0;
 }
@@ -98,7 +108,7 @@ static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *
 		return SA_WHY_UNREAD;
 	if (v->copied_seq != v->write_seq)
 		return SA_WHY_BEHIND;
-	if (sa_over(st, v, conf, 1))
+	if (sa_over(st, v, conf))
 		return SA_WHY_BUDGET;
 	st->path = SA_PATH_REDIRECT;
 	st->promoted_seq = v->write_seq;

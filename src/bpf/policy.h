@@ -9,15 +9,26 @@
 #include "maps.h"
 #include "pairing.h"
 
+/* The network of just this address. */
+static __always_inline void sa_host_cidr(const struct sa_addr *addr, struct sa_cidr *cidr)
+{
+	const __u32 *word = (const void *)addr;
+	bool v4 = !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
+
+	cidr->prefixlen = 32 + 128;
+	cidr->family = v4 ? SA_FAMILY_V4 : SA_FAMILY_V6;
+	__builtin_memcpy(&cidr->addr, addr, sizeof(cidr->addr));
+}
+
 static __always_inline __u32 sa_identity(const struct sa_addr *addr)
 {
 	const struct sa_endpoint *ep = bpf_map_lookup_elem(&sa_endpoints, addr);
-	struct sa_cidr key = { .prefixlen = 128 };
+	struct sa_cidr key;
 	const __u32 *identity;
 
 	if (ep && ep->identity)
 		return ep->identity;
-	__builtin_memcpy(&key.addr, addr, sizeof(key.addr));
+	sa_host_cidr(addr, &key);
 	identity = bpf_map_lookup_elem(&sa_identities, &key);
 	if (identity)
 		return *identity;
@@ -129,12 +140,12 @@ static __noinline __u32 sa_tables_why(const struct sa_tuple *me, const struct sa
 static __always_inline bool sa_filtered(const struct sa_config *conf, const struct sa_addr *addr,
 					__u16 port)
 {
-	struct sa_cidr cidr = { .prefixlen = 128 };
+	struct sa_cidr cidr;
 	__u32 index = port;
 	const __u8 *by_port = bpf_map_lookup_elem(&sa_ports, &index);
 	const __u32 *by_addr;
 
-	__builtin_memcpy(&cidr.addr, addr, sizeof(cidr.addr));
+	sa_host_cidr(addr, &cidr);
 	by_addr = bpf_map_lookup_elem(&sa_cidrs, &cidr);
 	if (by_port && *by_port == SA_FILTER_EXCLUDE)
 		return true;

@@ -5,12 +5,14 @@
 #include "enrol.h"
 #include "dump.h"
 #include "options.h"
+#include "reuse.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 SEC("sockops")
 int sa_sockops(struct bpf_sock_ops *ops)
 {
+	const struct tcp_sock___sa *tp;
 	struct bpf_sock *sk = ops->sk;
 	struct sa_sock *st;
 
@@ -38,14 +40,18 @@ int sa_sockops(struct bpf_sock_ops *ops)
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
 	if (!st || !st->cookie)
 		return 1;
-	if (ops->op == BPF_SOCK_OPS_STATE_CB) {
-		if (ops->args[1] == BPF_TCP_CLOSE)
-			sa_on_close(st);
-	} else {
-		const struct tcp_sock___sa *tp = (const void *)bpf_skc_to_tcp_sock(sk);
-
-		if (tp)
-			sa_on_ack(ops, st, tp);
+	tp = (const void *)bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 1;
+	if (ops->op == BPF_SOCK_OPS_RTT_CB) {
+		sa_on_ack(ops, st, tp);
+		return 1;
+	}
+	sa_tell(st);
+	if (ops->args[1] == BPF_TCP_CLOSE) {
+		sa_on_close(st);
+		if (sa_is_disconnect(tp))
+			sa_on_disconnect(st);
 	}
 	return 1;
 }
@@ -160,7 +166,6 @@ int sa_skmsg(struct sk_msg_md *msg)
 	struct sa_view v = { .size = msg->size };
 	const struct sa_config *conf = sa_conf();
 	const struct tcp_sock___sa *tp;
-	struct sa_stats *stats;
 	__u32 generation, path, why;
 	__u64 pid_tgid;
 	struct bpf_sock *sk = msg->sk;
@@ -189,9 +194,8 @@ int sa_skmsg(struct sk_msg_md *msg)
 	sa_inspect(st, tp, conf, &v);
 	v.splicing = st->marks & SA_MARK_SPLICING;
 	path = st->path;
-	if (path == SA_PATH_REDIRECT && (!v.alone || v.splicing) && !v.queue_empty &&
-	    sa_over(st, &v, conf, SA_HARD_CAP))
-		v.queue_long = sa_peer_queue_long(st, conf->budget_messages, v.budget_bytes);
+	if (path == SA_PATH_REDIRECT && !v.queue_empty && sa_over_hard_cap(st))
+		v.queue_long = sa_peer_queue_long(st);
 	why = sa_decide(st, &v, conf);
 	if (!why && !st->gate_open) {
 		if (sa_open_gate(st)) {
@@ -202,18 +206,16 @@ int sa_skmsg(struct sk_msg_md *msg)
 		}
 	}
 
-	stats = sa_count();
 	if (why == SA_WHY_STUCK) {
 		st->why = why;
-		if (stats)
-			__sync_fetch_and_add(&stats->stack_why[SA_WHY_STUCK], 1);
+		sa_add(stack_why[SA_WHY_STUCK], 1);
 		return SK_DROP;
 	}
 	if (why) {
-		if (path == SA_PATH_REDIRECT && stats && why < SA_WHY_COUNT) {
-			__sync_fetch_and_add(&stats->demoted_why[why], 1);
+		if (path == SA_PATH_REDIRECT) {
+			sa_add_at(demoted_why, why, SA_WHY_COUNT, 1);
 			if (!v.alone && !v.forced)
-				__sync_fetch_and_add(&stats->hard_cap, 1);
+				sa_add(hard_cap, 1);
 		}
 		sa_stack(st, &v, why);
 		return SK_PASS;
@@ -228,12 +230,8 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
-	if (stats) {
-		__sync_fetch_and_add(&stats->redirected_messages, 1);
-		__sync_fetch_and_add(&stats->redirected_bytes, v.size);
-		if (path != SA_PATH_REDIRECT)
-			__sync_fetch_and_add(&stats->promotions, 1);
-	}
+	if (path != SA_PATH_REDIRECT)
+		sa_add(promotions, 1);
 	return SK_PASS;
 }
 
@@ -277,6 +275,31 @@ int sa_setsockopt(struct bpf_sockopt *ctx)
 	sa_add(refused_options, 1);
 	bpf_set_retval(-SA_EOPNOTSUPP);
 	return 0;
+}
+
+/* A second connect(2) waits for the first connection's senders to be through:
+ * the program may try again, as when local ports are short.
+ */
+static __always_inline int sa_connect(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk || !sa_still_held(sk))
+		return 1;
+	bpf_set_retval(-SA_EADDRNOTAVAIL);
+	return 0;
+}
+
+SEC("cgroup/connect4")
+int sa_connect4(struct bpf_sock_addr *ctx)
+{
+	return sa_connect(ctx);
+}
+
+SEC("cgroup/connect6")
+int sa_connect6(struct bpf_sock_addr *ctx)
+{
+	return sa_connect(ctx);
 }
 
 SEC("iter/sockmap")

@@ -56,7 +56,21 @@ static __always_inline const struct sock___sa *sa_spliced_socket(const struct ta
 	return (__u64)BPF_CORE_READ(sk, sk_user_data) & SA_USER_DATA_PSOCK ? sk : NULL;
 }
 
-/* Later children of the socket's listener are not even enrolled. */
+static __always_inline void sa_process_seen(__u32 tgid, __u64 start_time, bool by_child)
+{
+	struct sa_splicer splicer = { .start_time = start_time, .by_child = by_child };
+	const struct sa_splicer *known = bpf_map_lookup_elem(&sa_splicers, &tgid);
+
+	/* Known as much or worse already. */
+	if (known && known->start_time == start_time && known->by_child <= by_child)
+		return;
+	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
+}
+
+/*
+ * Later children of the socket's listener are not even enrolled, nor are those
+ * of other listeners that the same process made for its workers.
+ */
 static __always_inline void sa_listener_splices(const struct sock___sa *sk)
 {
 	struct sa_listener_key key = {
@@ -66,45 +80,26 @@ static __always_inline void sa_listener_splices(const struct sock___sa *sk)
 	struct sa_listener fresh = { .splicing = 1 };
 	struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
 
-	if (known)
-		known->splicing = 1;
-	else
+	if (!known) {
 		bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_NOEXIST);
-}
-
-static __always_inline void sa_process_seen(const struct task_struct___sa *task, bool by_child)
-{
-	struct sa_splicer splicer = {
-		.start_time = BPF_CORE_READ(task, group_leader, start_boottime),
-		.by_child = by_child,
-	};
-	__u32 tgid = BPF_CORE_READ(task, tgid);
-	const struct sa_splicer *known = bpf_map_lookup_elem(&sa_splicers, &tgid);
-
-	/* Known as much or worse already. */
-	if (known && known->start_time == splicer.start_time && known->by_child <= by_child)
 		return;
-	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
+	}
+	known->splicing = 1;
+	if (known->tgid)
+		sa_process_seen(known->tgid, known->start_time, true);
 }
 
-/*
- * Marks the socket, its listener and its process, and makes every direction
- * look again. The parent may have called listen(2) for its workers; init, which
- * does so for everybody, is left alone.
- */
+/* Marks the socket, its listener and its process; every direction looks again. */
 static __always_inline void sa_saw_splice(__u32 fd)
 {
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
 	const struct sock___sa *sk = sa_spliced_socket(task, fd);
-	const struct task_struct___sa *parent;
 	const struct sa_config *conf = sa_conf();
 
 	if (!sk || !conf || conf->without_observer)
 		return;
-	sa_process_seen(task, false);
-	parent = BPF_CORE_READ(task, group_leader, real_parent);
-	if (BPF_CORE_READ(parent, tgid) > 1)
-		sa_process_seen(parent, true);
+	sa_process_seen(BPF_CORE_READ(task, tgid), BPF_CORE_READ(task, group_leader, start_boottime),
+			false);
 	sa_listener_splices(sk);
 	sa_mark(BPF_CORE_READ(sk, __sk_common.skc_cookie.counter), SA_MARK_SPLICING);
 }

@@ -22,15 +22,12 @@ pub struct Args {
 
 /// Runs `disable`; what is not enabled is disabled already.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let change = match (Instance::open_to_write(&context.place), &args.cgroup) {
+    // Not root, not a cgroup: to be told also where nothing is enabled.
+    let cgroup = args.cgroup.as_deref().map(Cgroup::open).transpose()?;
+    let change = match (Instance::open_to_remove(&context.place), cgroup) {
         (Err(Error::NotEnabled { .. }), _) => Change::Nothing,
         (instance, None) => instance?.disable()?,
-        (instance, Some(path)) => {
-            let instance = instance?;
-            // A removed cgroup has no id any more; its links are gone as well.
-            let id = Cgroup::open(path)?.id;
-            instance.disable_cgroup(id)?
-        }
+        (instance, Some(cgroup)) => instance?.disable_cgroup(cgroup.id)?,
     };
     context.output.print_json(&serde_json::json!({
         "instance": context.place.instance,

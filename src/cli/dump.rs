@@ -12,7 +12,7 @@ use crate::maps::layout::{
 };
 use crate::maps::{Stats, sockets};
 use crate::outcome::{Outcome, REASONS, WHYS};
-use crate::output::table;
+use crate::output::{say, table};
 use crate::state::Instance;
 
 /// The tables that can be dumped.
@@ -50,6 +50,9 @@ pub fn run(context: &Context, what: What) -> Result<()> {
         What::Services => services(&instance)?,
         What::Config => return config(context, &instance),
     };
+    if rows.is_empty() && !context.output.json && !matches!(what, What::Sockhash) {
+        say("0 entries.");
+    }
     context.output.print(&rows, || match what {
         What::Sockhash => to_table(&rows, &SOCKHASH_COLUMNS),
         _ => to_table(&rows, &[]),
@@ -96,7 +99,7 @@ fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
     let mut records = sockets::read(&instance.dir())?;
     records.sort_by_key(|record| record.sock.cookie);
     if records.is_empty() && !context.output.json {
-        eprintln!("{}", why_empty(&Stats::read(&instance.dir())?));
+        say(why_empty(&Stats::read(&instance.dir())?));
     }
     Ok(records.iter().map(socket).collect())
 }

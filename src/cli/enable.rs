@@ -9,6 +9,7 @@ use super::{Context, addr};
 use crate::doctor::{self, Risk};
 use crate::error::{Error, Result};
 use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
+use crate::output::say;
 use crate::state::cgroup::Cgroup;
 use crate::state::{Change, Instance, Settings};
 
@@ -138,8 +139,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         "changed": change == Change::Done,
     }))?;
     if change == Change::Done && !context.output.json {
-        eprintln!(
-            "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them."
+        say(
+            "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them.",
         );
     }
     Ok(())
@@ -159,7 +160,7 @@ fn accepted(context: &Context, args: &Args) -> Result<u32> {
     let report = doctor::before_enable(&args.cgroups, &allowed)?;
     if !context.output.json {
         for warning in &report.warnings {
-            eprintln!("sockaccel: {warning}");
+            say(format_args!("sockaccel: {warning}"));
         }
     }
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))

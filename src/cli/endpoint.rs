@@ -7,11 +7,11 @@ use nix::ifaddrs::getifaddrs;
 use serde::Serialize;
 
 use super::Context;
-use super::entry::{IfExists, absent, add, del, explain_empty, finish};
+use super::entry::{IfExists, absent, add, change, conflict, del, explain_empty, finish};
 use crate::error::{Error, Result};
 use crate::maps::Table;
-use crate::maps::layout::{Addr, Endpoint, IDENTITY_HOST, Policy, PolicyKey, SCOPE_LOCAL};
-use crate::output::table;
+use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
+use crate::output::{say, table};
 use crate::state::{Change, Instance};
 
 /// What can be done with endpoints.
@@ -30,7 +30,8 @@ pub enum Verb {
         /// Its security identity [default: that of its CIDR, see `sockaccel identity`]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         identity: Option<u32>,
-        /// Every address of this machine's interfaces, with identity 1 (host)
+        /// Every address of this machine's interfaces; without an entry of their own in
+        /// `sockaccel identity` they have identity 1 (host)
         #[arg(long)]
         host: bool,
     },
@@ -86,13 +87,13 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let endpoints = instance.table("sa_endpoints")?;
             let change = match addr {
                 Some(addr) => add_one(&endpoints, *addr, identity.unwrap_or(0))?,
-                None => add_host(&endpoints, identity.unwrap_or(IDENTITY_HOST))?,
+                None => add_host(&endpoints, identity.unwrap_or(0))?,
             };
-            finish(context, &instance, change)?;
+            finish(context, &instance, Ok(change))?;
             if instance.config()?.scope == SCOPE_LOCAL && !context.output.json {
-                eprintln!(
+                say(
                     "Scope is local: endpoints serve policy only, every paired local peer is accelerated.\n  \
-                     To accelerate only towards endpoints:  sockaccel enable --cgroup PATH --scope endpoints"
+                     To accelerate only towards endpoints:  sockaccel enable --cgroup PATH --scope endpoints",
                 );
             }
             Ok(())
@@ -105,9 +106,9 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let policy = instance.table("sa_policy")?;
             let change = match addr {
                 Some(addr) => del_one(&endpoints, &policy, *addr, if_exists)?,
-                None => del_host(&endpoints, &policy)?,
+                None => del_host(&endpoints, &policy, if_exists)?,
             };
-            finish(context, &instance, change)
+            finish(context, &instance, Ok(change))
         }
         Verb::List => {
             let instance = Instance::open(&context.place)?;
@@ -127,7 +128,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let endpoints: Table<Addr, Endpoint> = instance.table("sa_endpoints")?;
             let found = endpoints
                 .get(&key)?
-                .ok_or_else(|| absent(format!("endpoint {addr}")))?;
+                .ok_or_else(|| absent(endpoint_of(*addr)))?;
             let row = Row::new(key, found);
             context
                 .output
@@ -144,32 +145,39 @@ fn add_one(endpoints: &Table<Addr, Endpoint>, addr: IpAddr, identity: u32) -> Re
         endpoints.get(&key)?,
         &key,
         &endpoint,
-        format!("endpoint {addr}"),
+        endpoint_of(addr),
         |old| *old == endpoint,
     )
 }
 
-/// Addresses declared one by one before keep what was said of them.
+/// All or nothing. Addresses declared one by one before keep what was said of them.
 fn add_host(endpoints: &Table<Addr, Endpoint>, identity: u32) -> Result<Change> {
-    let mut change = Change::Nothing;
-    let interfaces =
-        getifaddrs().map_err(|e| Error::os("list", "interface addresses", e.into()))?;
-    for interface in interfaces {
-        let Some(address) = interface.address else {
-            continue;
-        };
-        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) => IpAddr::V6(v6.ip()),
-            _ => continue,
-        };
+    let endpoint = Endpoint { identity, host: 1 };
+    let mut new = Vec::new();
+    for ip in own_addresses()? {
         let key = Addr::from(ip);
-        if endpoints.get(&key)?.is_none() {
-            endpoints.set(&key, &Endpoint { identity, host: 1 })?;
-            change = Change::Done;
+        match endpoints.get(&key)? {
+            None => new.push(key),
+            Some(old) if old.host > 0 && old != endpoint => return Err(conflict(endpoint_of(ip))),
+            Some(_) => {}
         }
     }
-    Ok(change)
+    for key in &new {
+        endpoints.set(key, &endpoint)?;
+    }
+    Ok(change(!new.is_empty()))
+}
+
+fn own_addresses() -> Result<Vec<IpAddr>> {
+    let interfaces =
+        getifaddrs().map_err(|e| Error::os("list", "interface addresses", e.into()))?;
+    Ok(interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .collect())
 }
 
 fn del_one(
@@ -179,30 +187,50 @@ fn del_one(
     if_exists: &IfExists,
 ) -> Result<Change> {
     let key = Addr::from(addr);
-    if policy
-        .entries()?
-        .iter()
-        .any(|(rule, _)| rule.endpoint == key)
-    {
-        return Err(Error::Failed(format!(
-            "endpoint {addr} has policy\n  Delete that first:  sockaccel policy list --endpoint {addr}"
-        )));
-    }
-    del(endpoints, &key, format!("endpoint {addr}"), if_exists)
+    refuse_policy(policy, &[key])?;
+    del(endpoints, &key, endpoint_of(addr), if_exists)
 }
 
+/// All or nothing, too.
 fn del_host(
     endpoints: &Table<Addr, Endpoint>,
     policy: &Table<PolicyKey, Policy>,
+    if_exists: &IfExists,
 ) -> Result<Change> {
-    let mut change = Change::Nothing;
-    for (addr, endpoint) in endpoints.entries()? {
-        if endpoint.host > 0 {
-            del_one(endpoints, policy, addr.ip(), &IfExists { if_exists: true })?;
-            change = Change::Done;
+    let entries = endpoints.entries()?.into_iter();
+    let hosts: Vec<Addr> = entries
+        .filter(|(_, endpoint)| endpoint.host > 0)
+        .map(|(addr, _)| addr)
+        .collect();
+    if hosts.is_empty() && !if_exists.if_exists {
+        return Err(absent("an endpoint that was added with --host"));
+    }
+    refuse_policy(policy, &hosts)?;
+    for addr in &hosts {
+        endpoints.remove(addr)?;
+    }
+    Ok(change(!hosts.is_empty()))
+}
+
+/// Rules must not outlive their endpoint.
+fn refuse_policy(policy: &Table<PolicyKey, Policy>, addrs: &[Addr]) -> Result<()> {
+    let rules = policy.entries()?;
+    match rules
+        .iter()
+        .find(|(rule, _)| addrs.contains(&rule.endpoint))
+    {
+        None => Ok(()),
+        Some((rule, _)) => {
+            let addr = rule.endpoint.ip();
+            Err(Error::Failed(format!(
+                "endpoint {addr} has policy\n  Delete that first:  sockaccel policy list --endpoint {addr}"
+            )))
         }
     }
-    Ok(change)
+}
+
+fn endpoint_of(addr: IpAddr) -> String {
+    format!("endpoint {addr}")
 }
 
 fn to_table(rows: &[Row]) -> String {

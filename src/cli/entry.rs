@@ -5,6 +5,7 @@ use std::fmt::Display;
 use super::Context;
 use crate::error::{Error, Result};
 use crate::maps::{Plain, Table};
+use crate::output::say;
 use crate::state::{Change, Instance};
 
 /// Options of every `del`.
@@ -27,9 +28,7 @@ pub fn add<K: Plain, V: Plain>(
 ) -> Result<Change> {
     match old {
         Some(old) if same(&old) => Ok(Change::Nothing),
-        Some(_) => Err(Error::Failed(format!(
-            "{what} is there already, with another value\n  Delete it first, then add it again."
-        ))),
+        Some(_) => Err(conflict(what)),
         None => table.set(key, value).map(|()| Change::Done),
     }
 }
@@ -50,16 +49,33 @@ pub fn del<K: Plain, V: Plain>(
     }
 }
 
+/// There is another such entry (exit status 1).
+pub fn conflict(what: impl Display) -> Error {
+    Error::Failed(format!(
+        "{what} is there already, with another value\n  Delete it first, then add it again."
+    ))
+}
+
 /// There is no such entry (exit status 1).
 pub fn absent(what: impl Display) -> Error {
     Error::Failed(format!("{what} does not exist"))
 }
 
-/// Ends a change: live directions look again, scripts learn whether it did anything.
-pub fn finish(context: &Context, instance: &Instance, change: Change) -> Result<()> {
-    if change == Change::Done {
-        instance.bump_generation()?;
+/// Whether that changed anything.
+pub fn change(changed: bool) -> Change {
+    if changed {
+        Change::Done
+    } else {
+        Change::Nothing
     }
+}
+
+/// Ends a change: live directions look again, scripts learn whether it did
+/// anything. Also where nothing changed or it failed: an earlier command may have
+/// been killed before it came to this.
+pub fn finish(context: &Context, instance: &Instance, change: Result<Change>) -> Result<()> {
+    instance.bump_generation()?;
+    let change = change?;
     context
         .output
         .print_json(&serde_json::json!({ "changed": change == Change::Done }))
@@ -68,6 +84,6 @@ pub fn finish(context: &Context, instance: &Instance, change: Change) -> Result<
 /// Says on standard error why a list is empty.
 pub fn explain_empty<T>(context: &Context, entries: &[T], noun: &str, add: &str) {
     if entries.is_empty() && !context.output.json {
-        eprintln!("0 {noun}. To add one:  sockaccel {add}");
+        say(format_args!("0 {noun}. To add one:  sockaccel {add}"));
     }
 }

@@ -10,7 +10,9 @@ use super::entry::{IfExists, add, del, explain_empty, finish};
 use super::{Context, addr};
 use crate::error::Result;
 use crate::maps::Table;
-use crate::maps::layout::{Addr, Cidr, Endpoint, IDENTITY_HOST, IDENTITY_WORLD};
+use crate::maps::layout::{
+    Addr, Cidr, Endpoint, FAMILY_BITS, FAMILY_V4, IDENTITY_HOST, IDENTITY_WORLD,
+};
 use crate::output::table;
 use crate::state::Instance;
 
@@ -69,7 +71,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let change = add(&identities, old, &key, identity, what, |old| {
                 old == identity
             })?;
-            finish(context, &instance, change)
+            finish(context, &instance, Ok(change))
         }
         Verb::Del { cidr, if_exists } => {
             let instance = Instance::open_to_write(&context.place)?;
@@ -80,7 +82,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 format!("identity of {cidr}"),
                 if_exists,
             )?;
-            finish(context, &instance, change)
+            finish(context, &instance, Ok(change))
         }
         Verb::List => {
             let instance = Instance::open(&context.place)?;
@@ -134,10 +136,7 @@ fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
         return Ok((endpoint.identity, "endpoint".to_owned()));
     }
     let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
-    if let Some(identity) = identities.get(&Cidr {
-        prefixlen: 128,
-        addr: key,
-    })? {
+    if let Some(identity) = identities.get(&Cidr::from(IpNet::from(addr.to_canonical())))? {
         return Ok((identity, "identity table".to_owned()));
     }
     if endpoint.is_some_and(|e| e.host > 0) {
@@ -146,14 +145,12 @@ fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
     Ok((IDENTITY_WORLD, "no entry: world".to_owned()))
 }
 
-/// `10.0.0.0/8` for a v4-mapped key, also where the prefix is shorter than
-/// what v4-mapped addresses share.
+/// `10.0.0.0/8` or `fd00::/64`.
 pub fn text(cidr: Cidr) -> String {
-    let ip = cidr.addr.ip();
-    let len = if ip.is_ipv4() && cidr.prefixlen >= 96 {
-        cidr.prefixlen - 96
+    let len = cidr.prefixlen - FAMILY_BITS;
+    if cidr.family == FAMILY_V4 {
+        format!("{}/{}", cidr.addr.ip(), len - 96)
     } else {
-        cidr.prefixlen
-    };
-    format!("{ip}/{len}")
+        format!("{}/{len}", std::net::Ipv6Addr::from(cidr.addr.0))
+    }
 }

@@ -13,12 +13,14 @@ mod service;
 mod stats;
 mod status;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
-use crate::output::Output;
+use crate::bench;
+use crate::error::{Error, Result};
+use crate::output::{self, Output};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 
 /// Makes TCP between two processes of this machine skip the TCP/IP stack.
@@ -50,7 +52,7 @@ struct Global {
     /// The bpffs that holds the instances
     #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
-    /// Colour in output for people; `NO_COLOR` is respected
+    /// Bold headers in output for people; `NO_COLOR` is respected
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     color: clap::ColorChoice,
 }
@@ -81,6 +83,29 @@ enum Command {
     /// Which identities an endpoint may talk to, accelerated
     #[command(subcommand, visible_alias = "policies")]
     Policy(policy::Verb),
+    /// How much faster it is here, as ratios to plain TCP
+    Bench(bench::Options),
+    /// One of the two programs of a benchmark
+    #[command(name = bench::PEER_COMMAND, hide = true)]
+    BenchPeer(bench::PeerOptions),
+}
+
+/// Whether a command line that could not be parsed asks for JSON: its error is
+/// JSON then, too.
+pub fn asks_for_json<S: AsRef<OsStr>>(args: &[S]) -> bool {
+    args.iter()
+        .skip(1)
+        .map(|arg| arg.as_ref().as_encoded_bytes())
+        .take_while(|arg| *arg != b"--")
+        .any(|arg| match arg {
+            [b'-', b'-', name @ ..] => {
+                !name.is_empty() && (b"json".starts_with(name) || b"pretty".starts_with(name))
+            }
+            [b'-', letters @ ..] => {
+                letters.iter().all(|l| b"jp".contains(l)) && !letters.is_empty()
+            }
+            _ => false,
+        })
 }
 
 /// What every command gets.
@@ -102,6 +127,7 @@ impl Cli {
             output: Output {
                 json: self.json(),
                 pretty: self.global.pretty,
+                bold: output::bold(self.global.color),
             },
             place: Place::new(&self.global.instance, &self.global.bpffs)?,
         };
@@ -114,6 +140,13 @@ impl Cli {
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),
             Command::Service(verb) => service::run(&context, &verb),
+            Command::Bench(mut options) => {
+                options.json = context.output.json;
+                Ok(bench::run(&options)?)
+            }
+            Command::BenchPeer(options) => {
+                bench::run_peer(&options).map_err(|e| Error::os("take part in", "the benchmark", e))
+            }
             Command::Policy(verb) => policy::run(&context, &verb),
         }
     }

@@ -14,7 +14,7 @@ use crate::maps::layout::{
     Addr, EGRESS, Endpoint, IDENTITY_ANY, INGRESS, POLICY_DEFAULT_DENY, POLICY_RULE, Policy,
     PolicyKey, VERDICT_ALLOW, VERDICT_DENY,
 };
-use crate::output::table;
+use crate::output::{say, table};
 use crate::state::{Change, Instance};
 
 const IPPROTO_TCP: u8 = 6;
@@ -225,8 +225,8 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 )));
             }
             let rules = instance.table("sa_policy")?;
-            let change = add_rule(context, &rules, &rule.key(traffic), verdict)?;
-            finish(context, &instance, change)
+            let added = add_rule(context, &rules, &rule.key(traffic), verdict);
+            finish(context, &instance, added)
         }
         Verb::Del {
             rule,
@@ -236,11 +236,12 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let key = rule.key(traffic_of(*traffic)?);
             let instance = Instance::open_to_write(&context.place)?;
             let rules: Rules = instance.table("sa_policy")?;
-            let change = del(&rules, &key, describe(&key), if_exists)?;
-            if change == Change::Done && count(&rules, &key)? == 0 {
+            let deleted = del(&rules, &key, describe(&key), if_exists);
+            // Also where the rule is absent: a killed `del` may have left it.
+            if count(&rules, &key)? == 0 {
                 rules.remove(&default_deny(&key))?;
             }
-            finish(context, &instance, change)
+            finish(context, &instance, deleted)
         }
         Verb::List { endpoint } => {
             let instance = Instance::open(&context.place)?;
@@ -316,10 +317,10 @@ fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: i32) -> 
     }
     if first && added.is_ok() && !context.output.json {
         let row = Row::new(key, &value);
-        eprintln!(
+        say(format_args!(
             "First {} rule of {}: what no rule of it allows stays on the stack from now on.",
             row.direction, row.endpoint
-        );
+        ));
     }
     added
 }

@@ -12,7 +12,7 @@ use super::entry::{IfExists, absent, add, del, explain_empty, finish};
 use crate::error::Result;
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Service, ServiceKey};
-use crate::output::table;
+use crate::output::{say, table};
 use crate::state::{Change, Instance};
 
 const IPPROTO_TCP: u8 = 6;
@@ -132,7 +132,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 format!("service {service}"),
                 |old| old.accelerate == value.accelerate,
             )?;
-            finish(context, &instance, change)?;
+            finish(context, &instance, Ok(change))?;
             if *accelerate {
                 say_new_only(context, change);
             }
@@ -147,7 +147,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 format!("service {service}"),
                 if_exists,
             )?;
-            finish(context, &instance, change)?;
+            finish(context, &instance, Ok(change))?;
             say_new_only(context, change);
             Ok(())
         }
@@ -182,9 +182,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
 /// can be enrolled only then.
 fn say_new_only(context: &Context, change: Change) {
     if change == Change::Done && !context.output.json {
-        eprintln!(
-            "Connections that stayed on the stack so far stay there; new ones are accelerated."
-        );
+        say("Connections that stayed on the stack so far stay there; new ones are accelerated.");
     }
 }
 

@@ -23,6 +23,9 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_sk_storage_get;
 use libbpf_rs::libbpf_sys::BPF_FUNC_skc_to_tcp_sock;
 use libbpf_rs::libbpf_sys::BPF_FUNC_sock_hash_update;
 use libbpf_rs::libbpf_sys::BPF_FUNC_sock_ops_cb_flags_set;
+use libbpf_rs::libbpf_sys::BPF_FUNC_timer_init;
+use libbpf_rs::libbpf_sys::BPF_FUNC_timer_set_callback;
+use libbpf_rs::libbpf_sys::BPF_FUNC_timer_start;
 use libbpf_rs::libbpf_sys::bpf_func_id;
 use serde::Serialize;
 use serde::Serializer;
@@ -120,6 +123,7 @@ const PIECES: &[(Piece, &str)] = &[
     program(ProgramType::SockOps, "Linux 4.13"),
     program(ProgramType::SkMsg, "Linux 4.17"),
     program(ProgramType::CgroupSockopt, "Linux 5.3"),
+    program(ProgramType::CgroupSockAddr, "Linux 4.17"),
     program(ProgramType::Tracepoint, "Linux 4.7"),
     (Piece::Iterator { name: "sockmap" }, "Linux 5.10"),
     map(MapType::Sockhash, "Linux 4.18"),
@@ -128,6 +132,36 @@ const PIECES: &[(Piece, &str)] = &[
     map(MapType::Hash, "Linux 3.19"),
     map(MapType::LruHash, "Linux 4.10"),
     map(MapType::PercpuArray, "Linux 4.6"),
+    helper(
+        ProgramType::SockOps,
+        "bpf_timer_init",
+        BPF_FUNC_timer_init,
+        "Linux 5.15",
+    ),
+    helper(
+        ProgramType::SockOps,
+        "bpf_timer_set_callback",
+        BPF_FUNC_timer_set_callback,
+        "Linux 5.15",
+    ),
+    helper(
+        ProgramType::SockOps,
+        "bpf_timer_start",
+        BPF_FUNC_timer_start,
+        "Linux 5.15",
+    ),
+    helper(
+        ProgramType::CgroupSockAddr,
+        "bpf_sk_storage_get",
+        BPF_FUNC_sk_storage_get,
+        "Linux 5.9",
+    ),
+    helper(
+        ProgramType::CgroupSockAddr,
+        "bpf_set_retval",
+        BPF_FUNC_set_retval,
+        "Linux 5.19",
+    ),
     helper(
         ProgramType::SockOps,
         "bpf_sk_storage_get",
@@ -338,6 +372,7 @@ fn program_text(program: ProgramType) -> &'static str {
         ProgramType::SockOps => "sock_ops",
         ProgramType::SkMsg => "sk_msg",
         ProgramType::CgroupSockopt => "cgroup_sockopt",
+        ProgramType::CgroupSockAddr => "cgroup_sock_addr",
         ProgramType::Tracepoint => "tracepoint",
         _ => "other",
     }
@@ -418,8 +453,11 @@ mod tests {
     fn json() {
         let helper = PIECES
             .iter()
-            .find(|(piece, _)| matches!(piece, Piece::Helper { .. }))
-            .expect("there are helpers");
+            .find(|(piece, _)| {
+                matches!(piece, Piece::Helper { name, program: ProgramType::SockOps, .. }
+                    if *name == "bpf_sk_storage_get")
+            })
+            .expect("the programs use it");
         assert_eq!(
             serde_json::to_value(feature(helper.0, State::Missing)).expect("serializes"),
             serde_json::json!({

@@ -88,7 +88,11 @@ pub struct Conn {
     pub gate: u32,
     pub poisoned: u32,
     pub left: u32,
-    pub pad: [u32; 13],
+    pub ejected: u32,
+    pub timer: [u64; 2],
+    pub looks: u32,
+    pub suspect: u32,
+    pub pad: [u32; 6],
 }
 
 /// `struct sa_sock`: what a socket knows of itself and its direction.
@@ -108,6 +112,8 @@ pub struct Sock {
     pub redirected_bytes: u64,
     pub stack_messages: u64,
     pub stack_bytes: u64,
+    pub told_messages: u64,
+    pub told_bytes: u64,
     pub side: u32,
     pub role: u32,
     pub skipped: u32,
@@ -122,6 +128,8 @@ pub struct Sock {
     pub queued_messages: u32,
     pub queued_bytes: u32,
     pub reused: u32,
+    pub disconnected: u32,
+    pub pad: u32,
     pub company: u32,
     pub tid: u32,
     pub tgid: u32,
@@ -165,6 +173,7 @@ pub struct Endpoint {
 #[allow(missing_docs)]
 pub struct Cidr {
     pub prefixlen: u32,
+    pub family: u32,
     pub addr: Addr,
 }
 
@@ -248,6 +257,12 @@ values! {
     ROLE_ACTIVE: u32 = 1;
     /// `SA_GATE_SHUT`
     GATE_SHUT: u32 = 4;
+    /// Bits of `Cidr::family`, which a prefix always has in full.
+    FAMILY_BITS: u32 = 32;
+    /// `SA_FAMILY_V4`
+    FAMILY_V4: u32 = 4;
+    /// `SA_FAMILY_V6`
+    FAMILY_V6: u32 = 6;
     /// `SA_EGRESS`
     EGRESS: u8 = 1;
     /// `SA_INGRESS`
@@ -280,9 +295,9 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 232);
-    assert!(size_of::<Dump>() == 264);
-    assert!(size_of::<Cidr>() == 20);
+    assert!(size_of::<Sock>() == 256);
+    assert!(size_of::<Dump>() == 288);
+    assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);
     assert!(size_of::<Config>() == 64);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::sockets;
 use crate::error::{Error, Result};
 use crate::outcome::{REASONS, WHYS};
 
@@ -43,7 +44,21 @@ const WORDS: usize = SCALARS + 2 * REASONS.len() + 2 * WHYS.len();
 
 impl Stats {
     /// Reads the counters of the instance pinned in this directory.
+    ///
+    /// Live sockets count what they redirect themselves, and are asked after the
+    /// counters: one that closes in between is missing for that moment.
     pub fn read(dir: &Path) -> Result<Self> {
+        let mut stats = Self::read_counters(dir)?;
+        for record in sockets::read(dir)? {
+            let sock = record.sock;
+            stats.redirected_messages +=
+                sock.redirected_messages.saturating_sub(sock.told_messages);
+            stats.redirected_bytes += sock.redirected_bytes.saturating_sub(sock.told_bytes);
+        }
+        Ok(stats)
+    }
+
+    fn read_counters(dir: &Path) -> Result<Self> {
         let name = "sa_stats";
         let map = MapHandle::from_pinned_path(dir.join(name))
             .map_err(|e| Error::bpf("open map", dir.join(name).display().to_string(), &e))?;

@@ -1,5 +1,6 @@
 //! What the user sees: tables for people, JSON for scripts.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -15,18 +16,22 @@ pub struct Output {
     pub json: bool,
     /// JSON with line breaks and indentation.
     pub pretty: bool,
+    /// The first line of what people read, the header of a table, in bold.
+    pub bold: bool,
 }
 
 impl Output {
     /// Prints a value that is JSON for scripts, and what `table` makes of it
     /// for people.
     pub fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> String) -> Result<()> {
-        let text = if self.json {
-            self.to_json(value)?
-        } else {
-            table()
-        };
-        write(&text)
+        if self.json {
+            return write(&self.to_json(value)?);
+        }
+        let text = table();
+        match text.split_once('\n') {
+            Some((first, rest)) if self.bold => write(&format!("\x1b[1m{first}\x1b[0m\n{rest}")),
+            _ => write(&text),
+        }
     }
 
     /// Prints JSON where JSON is wanted, else nothing.
@@ -50,7 +55,7 @@ impl Output {
 
 /// Writes a text and a line break to standard output. A reader that has gone
 /// away (`| head`) is no error.
-fn write(text: &str) -> Result<()> {
+pub fn write(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     let text = text.trim_end_matches('\n');
     let written = if text.is_empty() {
@@ -61,6 +66,23 @@ fn write(text: &str) -> Result<()> {
     match written.and_then(|()| out.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Error::os("write to", "standard output", e)),
+    }
+}
+
+/// Says something to people on standard error, where nobody may be reading.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Whether to use bold, by `--color` and <https://no-color.org>.
+pub fn bold(when: clap::ColorChoice) -> bool {
+    match when {
+        clap::ColorChoice::Always => true,
+        clap::ColorChoice::Never => false,
+        clap::ColorChoice::Auto => {
+            io::stdout().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
     }
 }
 

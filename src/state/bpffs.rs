@@ -13,7 +13,9 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf";
 
 /// Whether the directory lies on a bpffs.
 pub fn is_bpffs(dir: &Path) -> Result<bool> {
-    let fs = statfs(dir).map_err(|e| on("look at", dir)(e.into()))?;
+    let fs = statfs(dir).map_err(|e| {
+        on("look at bpffs", dir)(e.into()).hint("Name a directory with --bpffs DIR.")
+    })?;
     Ok(fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
@@ -23,7 +25,7 @@ pub fn ensure(dir: &Path) -> Result<()> {
         return Ok(());
     }
     if fs::read_dir(dir)
-        .map_err(on("read directory", dir))?
+        .map_err(|e| on("mount bpffs on", dir)(e).hint("Name a directory with --bpffs DIR."))?
         .next()
         .is_some()
     {

@@ -25,7 +25,7 @@ impl Cgroup {
     pub fn open(path: &Path) -> Result<Self> {
         let path = fs::canonicalize(path).map_err(|e| {
             Error::path("open cgroup", path, e)
-                .hint(format!("Make it with mkdir below {}.", mount_hint()))
+                .hint(format!("Cgroups of version 2 are below {}.", mount_hint()))
         })?;
         let dir = File::open(&path).map_err(on("open cgroup", &path))?;
         let fs = fstatfs(dir.as_fd()).map_err(|e| on("look at", &path)(e.into()))?;

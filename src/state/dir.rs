@@ -2,20 +2,27 @@
 //!
 //! Writers hold an exclusive flock(2) on `BPFFS/sockaccel`, readers a shared
 //! one. An instance is built in a directory whose name starts with `_` and
-//! renamed into place, so it is there as a whole or not at all; what a killed
-//! writer left behind goes with the next writer.
+//! renamed into place, so it is there as a whole or not at all, and the same
+//! holds for each cgroup of it; what a killed writer left behind goes with the
+//! next writer.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::bpffs;
 use crate::error::{Error, Result, on};
+use crate::sys::bpf;
 
 /// The instance when `--instance` is not given.
 pub const DEFAULT_INSTANCE: &str = "default";
+
+/// What to do where nothing can be made.
+pub(super) const BPFFS_HINT: &str = "Is the bpffs writable? Another can be named with --bpffs DIR.";
 
 /// An instance's name and where it is pinned.
 #[derive(Debug, Clone)]
@@ -68,18 +75,19 @@ impl Place {
         self.base().join(format!("_old-{}", self.instance))
     }
 
-    /// Whether the instance is there.
-    pub fn exists(&self) -> bool {
-        self.dir().is_dir()
+    /// Whether the instance is there. Not being allowed to look is an error:
+    /// it must not pass for absence.
+    pub fn exists(&self) -> Result<bool> {
+        is_there(&self.dir())
     }
 
     /// The shared lock, for readers; fails when the instance is not enabled.
     pub fn read(&self) -> Result<Lock> {
-        if !self.exists() {
+        if !self.exists()? {
             return Err(self.absent());
         }
         let lock = self.lock(FlockArg::LockShared)?;
-        if self.exists() {
+        if self.exists()? {
             Ok(lock)
         } else {
             Err(self.absent())
@@ -92,9 +100,10 @@ impl Place {
         bpffs::ensure(&self.bpffs)?;
         loop {
             let base = self.base();
-            match fs::create_dir(&base) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(on("create", &base)(e));
+            // Its lock is not for everybody to hold.
+            match fs::DirBuilder::new().mode(0o700).create(&base) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                    return Err(on("create", &base)(e).hint(BPFFS_HINT));
                 }
                 _ => {}
             }
@@ -110,6 +119,26 @@ impl Place {
         }
     }
 
+    /// The same for what must be enabled already; makes nothing. Also where
+    /// only leftovers are there: they are cleared away before it fails.
+    pub fn write_existing(&self) -> Result<Lock> {
+        while is_there(&self.base())? {
+            match self.lock(FlockArg::LockExclusive) {
+                Err(e) if e.is_not_found() => {}
+                other => {
+                    let lock = other?;
+                    self.clear_leftovers()?;
+                    if self.exists()? {
+                        return Ok(lock);
+                    }
+                    self.remove_base_if_empty();
+                    break;
+                }
+            }
+        }
+        Err(self.absent())
+    }
+
     fn absent(&self) -> Error {
         Error::NotEnabled {
             instance: self.instance.clone(),
@@ -123,18 +152,15 @@ impl Place {
         let lock = Flock::lock(dir, how).map_err(|(_, e)| on("lock", &base)(e.into()))?;
         match fs::metadata(&base) {
             Ok(now) if now.ino() == inode => Ok(Lock(lock)),
-            Ok(_) => Err(on("lock", &base)(std::io::ErrorKind::NotFound.into())),
+            Ok(_) => Err(on("lock", &base)(ErrorKind::NotFound.into())),
             Err(e) => Err(on("lock", &base)(e)),
         }
     }
 
     fn clear_leftovers(&self) -> Result<()> {
-        let base = self.base();
-        for entry in fs::read_dir(&base).map_err(on("read directory", &base))? {
-            let entry = entry.map_err(on("read directory", &base))?;
-            if entry.file_name().to_string_lossy().starts_with('_') {
-                remove_tree(&entry.path())?;
-            }
+        clear_leftovers_in(&self.base())?;
+        if self.exists()? {
+            clear_leftovers_in(&self.dir())?;
         }
         Ok(())
     }
@@ -159,10 +185,42 @@ impl Place {
     }
 }
 
-/// Removes a directory of pins. Unpinning a link detaches it.
+fn is_there(dir: &Path) -> Result<bool> {
+    match fs::metadata(dir) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(on("look at", dir)(e)),
+    }
+}
+
+/// What is no link, or one of a kind that only unpinning detaches, says so: no
+/// failure, as all of it is unpinned next.
+fn detach_links(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            detach_links(&path);
+        } else if let Ok(pin) = bpf::open_pinned(&path) {
+            let _ = bpf::link_detach(pin.as_fd());
+        }
+    }
+}
+
+fn clear_leftovers_in(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(on("read directory", dir))? {
+        let entry = entry.map_err(on("read directory", dir))?;
+        if entry.file_name().to_string_lossy().starts_with('_') {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory of pins, and detaches the links among them.
 pub(super) fn remove_tree(dir: &Path) -> Result<()> {
+    detach_links(dir);
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         other => other.map_err(on("remove", dir)),
     }
 }

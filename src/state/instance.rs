@@ -10,11 +10,13 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
-use super::dir::{Lock, Place, remove_tree};
+use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
 use super::tracefs;
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
-use crate::maps::layout::{Addr, Cidr, Config, FILTER_INCLUDE, LAYOUT};
+use crate::maps::layout::{
+    Addr, Cidr, Config, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
+};
 use crate::sys::bpf::{self, AttachType};
 
 #[allow(
@@ -28,10 +30,13 @@ mod skel {
     include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
 }
 
-/// The programs attached to every enabled cgroup, and how.
-const CGROUP_PROGRAMS: [(&str, AttachType); 2] = [
-    ("sa_sockops", AttachType::CgroupSockOps),
+/// The programs attached to every enabled cgroup, and how. Options are watched
+/// before the first socket is enrolled.
+const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
+    ("sa_connect4", AttachType::CgroupConnect4),
+    ("sa_connect6", AttachType::CgroupConnect6),
     ("sa_setsockopt", AttachType::CgroupSetsockopt),
+    ("sa_sockops", AttachType::CgroupSockOps),
 ];
 
 /// What `enable` can set. `None` leaves what an existing instance has.
@@ -98,40 +103,43 @@ impl Instance {
 
     /// Opens for changing its tables.
     pub fn open_to_write(place: &Place) -> Result<Self> {
-        if !place.exists() {
-            return Err(Error::NotEnabled {
-                instance: place.instance.clone(),
-            });
-        }
-        let lock = place.write()?;
-        if !place.exists() {
-            place.remove_base_if_empty();
-            return Err(Error::NotEnabled {
-                instance: place.instance.clone(),
-            });
-        }
+        let instance = Self::open_to_remove(place)?;
+        instance.check_layout()?;
+        // For a writer that was killed after its change and before this.
+        instance.bump_generation()?;
+        Ok(instance)
+    }
+
+    /// Opens for taking it down, which one with missing pins must allow.
+    pub fn open_to_remove(place: &Place) -> Result<Self> {
+        let lock = place.write_existing()?;
         let instance = Self {
             place: place.clone(),
             _lock: lock,
         };
-        instance.check_layout()?;
-        Ok(instance)
+        match instance.check_layout() {
+            Err(Error::Refused(why)) => Err(Error::Refused(why)),
+            _ => Ok(instance),
+        }
     }
 
     /// Enables: makes the instance if need be, applies the settings, attaches
     /// to the cgroups. What fails before the end leaves what was before.
     pub fn enable(place: &Place, cgroups: &[Cgroup], settings: &Settings) -> Result<Change> {
+        let mut cgroups: Vec<&Cgroup> = cgroups.iter().collect();
+        cgroups.sort_by_key(|cgroup| cgroup.id);
+        cgroups.dedup_by_key(|cgroup| cgroup.id);
         let lock = place.write()?;
-        if place.exists() {
+        if place.exists()? {
             let instance = Self {
                 place: place.clone(),
                 _lock: lock,
             };
             instance.check_layout()?;
-            return instance.extend(cgroups, settings);
+            return instance.extend(&cgroups, settings);
         }
         let building = place.building();
-        let made = build(&building, cgroups, settings)
+        let made = build(&building, &cgroups, settings)
             .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
@@ -147,7 +155,7 @@ impl Instance {
         Ok(Change::Done)
     }
 
-    fn extend(&self, cgroups: &[Cgroup], settings: &Settings) -> Result<Change> {
+    fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
         let dir = self.dir();
         if let Some(wanted) = settings.max_sockets {
             let map = open_map(&dir, "sa_sockhash")?;
@@ -159,24 +167,33 @@ impl Instance {
                 )));
             }
         }
-        let mut change = Change::Nothing;
-        let before = self.attached()?;
-        for cgroup in cgroups
-            .iter()
-            .filter(|c| before.iter().all(|b| b.id != c.id))
-        {
-            attach(&dir, cgroup)?;
-            change = Change::Done;
-        }
         let old = self.config()?;
+        if old.enabled == 0 && !dir.join("link-skmsg").exists() {
+            // A `disable` that was killed half way had detached it.
+            attach_skmsg(&dir)?;
+        }
+        let before = self.attached()?;
+        let new: Vec<&Cgroup> = cgroups
+            .iter()
+            .copied()
+            .filter(|c| before.iter().all(|b| b.id != c.id))
+            .collect();
+        attach_all(&dir, &new)?;
+        let mut change = if new.is_empty() {
+            Change::Nothing
+        } else {
+            Change::Done
+        };
         write_filters(&dir, settings)?;
         self.change_config(|config| {
             apply(config, settings);
             config.enabled = 1;
+            if *config != old {
+                change = Change::Done;
+                // Live directions look again: the scope is theirs, too.
+                config.generation = config.generation.wrapping_add(1);
+            }
         })?;
-        if self.config()? != old {
-            change = Change::Done;
-        }
         Ok(change)
     }
 
@@ -188,15 +205,24 @@ impl Instance {
         if self.attached()?.len() == 1 {
             return self.disable();
         }
-        remove_tree(&cgroup_dir(&self.dir(), id))?;
+        let pins = cgroup_dir(&self.dir(), id);
+        let leaving = self.dir().join(format!("_old-{id}"));
+        fs::rename(&pins, &leaving).map_err(on("rename", &pins))?;
+        remove_tree(&leaving)?;
         Ok(Change::Done)
     }
 
     /// Stops redirecting, detaches, unpins. Live sockets stay in the map, which
     /// their own programs keep alive, and are never deleted from it.
     pub fn disable(self) -> Result<Change> {
-        self.change_config(|config| config.enabled = 0)?;
-        detach_skmsg(&self.dir())?;
+        let switched_off = self
+            .change_config(|config| config.enabled = 0)
+            .and_then(|()| detach_skmsg(&self.dir()));
+        match switched_off {
+            // With a pin missing there is nothing to switch off by it.
+            Err(e) if !e.is_not_found() => return Err(e),
+            _ => {}
+        }
         let leaving = self.place.leaving();
         fs::rename(self.dir(), &leaving).map_err(on("rename", &self.dir()))?;
         remove_tree(&leaving)?;
@@ -280,10 +306,8 @@ impl Instance {
 }
 
 /// Loads the programs and pins everything below `dir`, switched off.
-fn build(dir: &Path, cgroups: &[Cgroup], settings: &Settings) -> Result<()> {
-    fs::create_dir(dir).map_err(|e| {
-        on("create", dir)(e).hint("Is the bpffs writable? Another can be named with --bpffs.")
-    })?;
+fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
+    fs::create_dir(dir).map_err(|e| on("create", dir)(e).hint(BPFFS_HINT))?;
     let mut storage = MaybeUninit::uninit();
     let mut open = skel::SockaccelSkelBuilder::default()
         .open(&mut storage)
@@ -335,7 +359,7 @@ fn build(dir: &Path, cgroups: &[Cgroup], settings: &Settings) -> Result<()> {
     observer
         .pin(dir.join("link-splice"))
         .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))?;
-    cgroups.iter().try_for_each(|cgroup| attach(dir, cgroup))
+    attach_all(dir, cgroups)
 }
 
 fn apply(config: &mut Config, settings: &Settings) {
@@ -384,7 +408,12 @@ impl From<ipnet::IpNet> for Cidr {
     fn from(net: ipnet::IpNet) -> Self {
         let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
         Self {
-            prefixlen: mapped + u32::from(net.prefix_len()),
+            prefixlen: FAMILY_BITS + mapped + u32::from(net.prefix_len()),
+            family: if net.addr().is_ipv4() {
+                FAMILY_V4
+            } else {
+                FAMILY_V6
+            },
             addr: Addr::from(net.network()),
         }
     }
@@ -394,25 +423,58 @@ fn cgroup_dir(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("cgroup-{id}"))
 }
 
-/// Attaches to one cgroup, beside what others attached there.
-fn attach(dir: &Path, cgroup: &Cgroup) -> Result<()> {
-    let pins = cgroup_dir(dir, cgroup.id);
-    fs::create_dir(&pins).map_err(on("create", &pins))?;
-    let attached = CGROUP_PROGRAMS.iter().try_for_each(|(name, kind)| {
-        let program = open_pin(&dir.join(name))?;
-        let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), *kind).map_err(|e| {
-            Error::path("attach to cgroup", &cgroup.path, e).hint(
-                "Another program may be attached there exclusively: `bpftool cgroup show PATH` names it.",
-            )
-        })?;
-        let pin = pins.join(name);
-        bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
-    });
+fn new_cgroup_dir(dir: &Path, id: u64) -> PathBuf {
+    dir.join(format!("_new-{id}"))
+}
+
+/// Attaches to these cgroups or to none of them, beside what others attached there.
+fn attach_all(dir: &Path, cgroups: &[&Cgroup]) -> Result<()> {
+    let attached = cgroups
+        .iter()
+        .try_for_each(|cgroup| attach(dir, cgroup))
+        .and_then(|()| {
+            cgroups.iter().try_for_each(|cgroup| {
+                let pins = new_cgroup_dir(dir, cgroup.id);
+                fs::rename(&pins, cgroup_dir(dir, cgroup.id)).map_err(on("rename", &pins))
+            })
+        });
     if attached.is_err() {
         // The first failure is the one to report.
-        let _ = remove_tree(&pins);
+        for cgroup in cgroups {
+            let _ = remove_tree(&new_cgroup_dir(dir, cgroup.id));
+            let _ = remove_tree(&cgroup_dir(dir, cgroup.id));
+        }
     }
     attached
+}
+
+fn attach(dir: &Path, cgroup: &Cgroup) -> Result<()> {
+    let pins = new_cgroup_dir(dir, cgroup.id);
+    fs::create_dir(&pins).map_err(on("create", &pins))?;
+    CGROUP_PROGRAMS.iter().try_for_each(|(name, kind)| {
+        let program = open_pin(&dir.join(name))?;
+        let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), *kind)
+            .map_err(|e| attach_error(cgroup, name, e))?;
+        let pin = pins.join(name);
+        bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
+    })
+}
+
+/// The privileges were probed before, so EPERM is about the cgroup: a program
+/// on it, or on one above it, was attached without `BPF_F_ALLOW_MULTI`.
+fn attach_error(cgroup: &Cgroup, program: &str, error: std::io::Error) -> Error {
+    let path = cgroup.path.display();
+    let why = match error.raw_os_error() {
+        Some(nix::libc::EPERM) => {
+            "another program is attached to it, or to a cgroup above it, and tolerates no other"
+        }
+        Some(nix::libc::E2BIG) => "as many programs are attached to it as the kernel allows",
+        _ => return Error::path("attach to cgroup", &cgroup.path, error),
+    };
+    Error::Failed(format!(
+        "cannot attach {program} to cgroup {path}: {why}\n  \
+         To see them:  bpftool cgroup show {path} effective"
+    ))
 }
 
 /// Sockets enrolled from now on run `sa_skmsg`.

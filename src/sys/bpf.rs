@@ -15,6 +15,10 @@ pub enum AttachType {
     CgroupSockOps,
     /// `BPF_CGROUP_SETSOCKOPT`
     CgroupSetsockopt,
+    /// `BPF_CGROUP_INET4_CONNECT`
+    CgroupConnect4,
+    /// `BPF_CGROUP_INET6_CONNECT`
+    CgroupConnect6,
     /// `BPF_SK_MSG_VERDICT`
     SkMsgVerdict,
 }
@@ -24,6 +28,8 @@ impl AttachType {
         match self {
             Self::CgroupSockOps => libbpf_sys::BPF_CGROUP_SOCK_OPS,
             Self::CgroupSetsockopt => libbpf_sys::BPF_CGROUP_SETSOCKOPT,
+            Self::CgroupConnect4 => libbpf_sys::BPF_CGROUP_INET4_CONNECT,
+            Self::CgroupConnect6 => libbpf_sys::BPF_CGROUP_INET6_CONNECT,
             Self::SkMsgVerdict => libbpf_sys::BPF_SK_MSG_VERDICT,
         }
     }
@@ -91,6 +97,13 @@ pub fn prog_detach(
         libbpf_sys::bpf_prog_detach2(program.as_raw_fd(), target.as_raw_fd(), attach_type.raw())
     };
     check(ret).map(drop)
+}
+
+/// `BPF_LINK_DETACH`: takes the program off at once. When the last pin of a link
+/// goes the kernel does the same, but some time later.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call.
+    check(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
 }
 
 /// `BPF_OBJ_PIN`: gives a program, map or link a name in bpffs.

@@ -13,6 +13,7 @@ pub mod helper;
 pub mod instance;
 pub mod netns;
 pub mod option;
+pub mod other_program;
 pub mod pair;
 pub mod pattern;
 pub mod raw;

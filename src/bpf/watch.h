@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Looking again at a pair whose server side was enrolled before accept(2): how
+ * it reads shows only then, and the ACK that would show it may never come. Done
+ * for the first children of a listener; after that their siblings speak for them.
+ */
+#ifndef SA_WATCH_H
+#define SA_WATCH_H
+
+#include "eject.h"
+
+#define SA_CLOCK_MONOTONIC 1
+#define SA_WATCH_MS 1000000ULL
+/* accept(2) gives a blocking socket; fcntl(2) follows at once or never. */
+#define SA_WATCH_SUSPECT_NS (5 * SA_WATCH_MS)
+
+/* SA_READER_UNKNOWN also for a socket that is gone. */
+static __always_inline __u32 sa_judge_side(const struct sa_side *side,
+					   const struct sa_config *conf)
+{
+	const struct tcp_sock___sa *tp = sa_cast(side->sk, tcp_sock___sa);
+
+	if ((__u64)((const struct sock___sa *)tp)->__sk_common.skc_cookie.counter != side->cookie)
+		return SA_READER_UNKNOWN;
+	return sa_judge(tp, conf);
+}
+
+static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
+{
+	if (!sa_shut(conn))
+		return;
+	if (sa_eject_one(conn->side[0].cookie, reason))
+		__sync_fetch_and_or(&conn->ejected, 1);
+	if (sa_eject_one(conn->side[1].cookie, reason))
+		__sync_fetch_and_or(&conn->ejected, 2);
+}
+
+/* Servers accept within milliseconds, or are busy for long. */
+static __always_inline __u64 sa_watch_delay(__u32 looks)
+{
+	if (looks < 256)
+		return SA_WATCH_MS;
+	return looks < 512 ? 16 * SA_WATCH_MS : 1000 * SA_WATCH_MS;
+}
+
+static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
+{
+	const struct sa_config *conf = sa_conf();
+	const struct sa_side *server;
+	__u32 zero, one, reason;
+
+	if (!conf || !conf->enabled || conn->left || conn->gate)
+		return 0;
+	zero = sa_judge_side(&conn->side[0], conf);
+	one = sa_judge_side(&conn->side[1], conf);
+	if (zero == SA_READER_UNKNOWN || one == SA_READER_UNKNOWN) {
+		bpf_timer_start(&conn->timer, sa_watch_delay(conn->looks++), 0);
+		return 0;
+	}
+	server = conn->side[0].role == SA_ROLE_PASSIVE ? &conn->side[0] : &conn->side[1];
+	reason = zero ? zero : one;
+	if (!reason) {
+		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
+				  SA_READERS_NONBLOCKING);
+		return 0;
+	}
+	if (!conn->suspect) {
+		conn->suspect = 1;
+		bpf_timer_start(&conn->timer, SA_WATCH_SUSPECT_NS, 0);
+		return 0;
+	}
+	if (reason == SA_REASON_BLOCKING_READER)
+		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
+				  SA_READERS_BLOCKING);
+	sa_watch_eject(conn, reason);
+	return 0;
+}
+
+/* The pair is complete. Where timers fail, the first ACK remains. */
+static __always_inline void sa_watch(struct sa_conn *conn, const struct sa_sock *st)
+{
+	struct sa_listener_key key = {
+		.netns_cookie = st->netns_cookie,
+		.port = st->tuple.local_port,
+	};
+	const struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
+	const struct sa_config *conf = sa_conf();
+
+	if (!conf || conf->blocking || (known && known->readers == SA_READERS_NONBLOCKING))
+		return;
+	if (bpf_timer_init(&conn->timer, &sa_conns, SA_CLOCK_MONOTONIC))
+		return;
+	bpf_timer_set_callback(&conn->timer, sa_watch_look);
+	bpf_timer_start(&conn->timer, sa_watch_delay(0), 0);
+}
+
+#endif

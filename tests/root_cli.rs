@@ -1,0 +1,1191 @@
+//! The command line: bad input, life cycle, exit status, JSON.
+
+mod common;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::pipe;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
+use nix::mount::MntFlags;
+use nix::mount::MsFlags;
+use nix::mount::mount;
+use nix::mount::umount2;
+use serde_json::Value;
+
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::instance::Ran;
+use common::other_program::OtherProgram;
+use common::other_program::attached_to;
+use common::pair::Pair;
+use common::warm::round_trip;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
+
+/// What [`attached_to`] says of a cgroup that nobody attached to.
+const NONE: [Vec<u32>; 2] = [Vec::new(), Vec::new()];
+
+/// A directory for a bpffs of the test's own, on which the first `enable`
+/// mounts it: no other test or instance is in it.
+#[derive(Debug)]
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        common::require_root();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        // Others may look in, to see what they are told.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        fs::create_dir(dir.path().join("bpf")).expect("mkdir");
+        Self { dir }
+    }
+
+    fn bpffs(&self) -> PathBuf {
+        self.dir.path().join("bpf")
+    }
+
+    fn mount(&self, flags: MsFlags) {
+        mount(Some("bpf"), &self.bpffs(), Some("bpf"), flags, None::<&str>).expect("mount a bpffs");
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(BINARY);
+        self.prepare(&mut command, args);
+        command
+    }
+
+    fn prepare<S: AsRef<OsStr>>(&self, command: &mut Command, args: &[S]) {
+        command
+            .args(args)
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .env_remove("SOCKACCEL_ALLOW");
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
+        ran(&mut self.command(args))
+    }
+
+    /// Words, as in a shell.
+    fn sh(&self, words: &str) -> Ran {
+        self.run(&words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn json(&self, words: &str) -> Value {
+        self.sh(&format!("{words} --json")).ok().json()
+    }
+
+    fn enable(&self, cgroup: &Cgroup, words: &str) -> Ran {
+        self.sh(&enable_words(cgroup, words))
+    }
+
+    /// No instance, and nothing of one.
+    fn assert_empty(&self, when: &str) {
+        let base = self.bpffs().join("sockaccel");
+        assert!(!base.exists(), "{when}: left {:?}", tree(&base));
+    }
+
+    /// The programs that status tells of and those of the cgroup agree.
+    fn assert_enabled_once(&self, cgroup: &Cgroup, others: usize, when: &str) {
+        let status = self.json("status");
+        assert_eq!(status["enabled"], true, "{when}: {status}");
+        assert_eq!(
+            attached_to(cgroup.path()).map(|ids| ids.len()),
+            [others + 1, 1],
+            "{when}"
+        );
+        let base = self.bpffs().join("sockaccel");
+        let names: Vec<PathBuf> = tree(&base)
+            .into_iter()
+            .filter(|path| path.to_string_lossy().contains("/_"))
+            .collect();
+        assert!(names.is_empty(), "{when}: left {names:?}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.bpffs().join("sockaccel").exists() {
+            let _ = self.sh("disable");
+        }
+        while umount2(&self.bpffs(), MntFlags::MNT_DETACH).is_ok() {}
+    }
+}
+
+fn enable_words(cgroup: &Cgroup, words: &str) -> String {
+    format!(
+        "enable --allow fionread --cgroup {} {words}",
+        cgroup.path().display()
+    )
+}
+
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().expect("run");
+    Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn tree(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        all.push(entry.path());
+        all.extend(tree(&entry.path()));
+    }
+    all
+}
+
+/// It failed with this status, said these words, and looks as errors do.
+fn assert_fails(ran: &Ran, code: i32, words: &str, case: &str) {
+    assert_eq!(ran.code, Some(code), "{case}: {}{}", ran.stdout, ran.stderr);
+    assert!(
+        ran.stderr.contains(words),
+        "{case}: no {words:?} in {}",
+        ran.stderr
+    );
+    assert!(!ran.stderr.contains("panicked"), "{case}: {}", ran.stderr);
+}
+
+#[test]
+fn what_is_no_cgroup_is_refused() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let removed = cgroup.path().with_file_name("sockaccel-test-removed");
+    fs::create_dir(&removed).expect("mkdir");
+    fs::remove_dir(&removed).expect("rmdir");
+    let file = cgroup.path().join("cgroup.procs");
+    let cases: [(&Path, &str); 5] = [
+        (
+            Path::new("/no/such/cgroup"),
+            "cannot open cgroup /no/such/cgroup",
+        ),
+        (&removed, "No such file"),
+        (Path::new("/tmp"), "/tmp is not a cgroup v2 directory"),
+        (Path::new("/proc/self"), "is not a cgroup v2 directory"),
+        (&file, "cgroup.procs is not a cgroup v2 directory"),
+    ];
+    for (path, words) in cases {
+        for verb in ["enable", "disable"] {
+            let ran = world.run(&[OsStr::new(verb), "--cgroup".as_ref(), path.as_ref()]);
+            assert_fails(&ran, 1, words, verb);
+            // The way out.
+            assert!(ran.stderr.contains("version 2 are below"), "{}", ran.stderr);
+            world.assert_empty(verb);
+        }
+    }
+    // One bad one among good ones: none is enabled.
+    let ran = world.enable(&cgroup, "--cgroup /no/such/cgroup");
+    assert_fails(&ran, 1, "/no/such/cgroup", "two cgroups");
+    world.assert_empty("two cgroups");
+    assert_eq!(attached_to(cgroup.path()), NONE);
+}
+
+#[test]
+fn a_cgroup_removed_while_enabled_does_no_harm() {
+    let world = World::new();
+    let kept = Cgroup::new("kept");
+    {
+        let gone = Cgroup::new("gone");
+        let more = format!("--cgroup {}", gone.path().display());
+        world.enable(&kept, &more).ok();
+    }
+    let deadline = Deadline::seconds(10);
+    deadline.until("the removed cgroup in status", || {
+        world.sh("status").ok().stdout.contains("(removed)")
+    });
+    let status = world.json("status");
+    let paths = status["cgroups"].as_array().expect("an array");
+    assert_eq!(paths.iter().filter(|c| c["path"].is_null()).count(), 1);
+    world.enable(&kept, "--scope endpoints").ok();
+    world.sh("disable").ok();
+    world.assert_empty("disable");
+}
+
+#[test]
+fn without_privileges_nothing_is_done_or_hidden() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let copy = world.dir.path().join("sockaccel");
+    fs::copy(BINARY, &copy).expect("copy the binary");
+    let as_nobody = |words: &str| {
+        let mut command = Command::new(&copy);
+        let args: Vec<&str> = words.split_whitespace().collect();
+        world.prepare(&mut command, &args);
+        ran(command.uid(65534).gid(65534))
+    };
+    let enable = enable_words(&cgroup, "");
+    let refused = as_nobody(&enable);
+    assert_fails(&refused, 6, "sudo sockaccel enable --cgroup", "enable");
+    assert!(
+        refused.stderr.contains("CAP_NET_ADMIN"),
+        "{}",
+        refused.stderr
+    );
+    world.assert_empty("enable as nobody");
+
+    world.sh(&enable).ok();
+    let status = world.json("status");
+    for words in [
+        "status",
+        "stats",
+        "dump sockhash",
+        "endpoint list",
+        "endpoint add 10.0.0.1",
+        "policy list",
+        "disable",
+    ] {
+        assert_fails(&as_nobody(words), 6, "sudo sockaccel", words);
+    }
+    let refused = as_nobody("disable --json");
+    assert_eq!(refused.json()["error"]["exit_status"], 6);
+    assert_eq!(world.json("status"), status);
+}
+
+#[test]
+fn a_missing_bpffs_is_mounted_and_nothing_is_covered() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+
+    let elsewhere = |dir: &str| {
+        ran(Command::new(BINARY)
+            .args(enable_words(&cgroup, "--bpffs").split_whitespace())
+            .arg(dir))
+    };
+    for (dir, words) in [
+        ("/no/such/dir", "cannot look at bpffs /no/such/dir"),
+        ("/etc", "/etc is not a bpffs, and not empty"),
+        ("/etc/passwd", "/etc/passwd"),
+    ] {
+        let refused = elsewhere(dir);
+        assert_fails(&refused, 1, words, dir);
+        assert!(refused.stderr.contains("--bpffs"), "{}", refused.stderr);
+    }
+
+    // What is not enabled needs no bpffs, and gets none.
+    assert_fails(&world.sh("status"), 4, "sockaccel enable", "status");
+    world.sh("disable").ok();
+    assert_eq!(fs::read_dir(world.bpffs()).expect("it").count(), 0);
+
+    world.enable(&cgroup, "").ok();
+    assert!(world.bpffs().join("sockaccel/default/sa_sockhash").exists());
+    world.sh("disable").ok();
+    world.assert_empty("disable");
+}
+
+#[test]
+fn the_usual_bpffs_is_mounted_where_it_is_missing() {
+    common::require_root();
+    let cgroup = Cgroup::new("cli");
+    let script = format!(
+        "while umount /sys/fs/bpf 2>/dev/null; do :; done
+         set -e
+         {BINARY} {}
+         grep -q ' /sys/fs/bpf bpf ' /proc/self/mounts
+         {BINARY} status >/dev/null
+         {BINARY} disable
+         ! {BINARY} status 2>/dev/null",
+        enable_words(&cgroup, "")
+    );
+    let inside = ran(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
+    assert_eq!(inside.code, Some(0), "{}{}", inside.stdout, inside.stderr);
+    assert_eq!(attached_to(cgroup.path()), NONE);
+}
+
+#[test]
+fn a_read_only_bpffs_is_named() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.mount(MsFlags::MS_RDONLY);
+    let refused = world.enable(&cgroup, "");
+    assert_fails(&refused, 1, "Read-only file system", "enable");
+    assert!(refused.stderr.contains("--bpffs"), "{}", refused.stderr);
+    assert_eq!(attached_to(cgroup.path()), NONE);
+    world.assert_empty("enable");
+}
+
+#[test]
+fn an_exclusive_program_is_left_alone() {
+    let world = World::new();
+    let outer = Cgroup::new("cli");
+    let inner = outer.nested("inner");
+    let free = Cgroup::new("free");
+    let _exclusive = OtherProgram::attach_exclusively(&outer);
+    let before = attached_to(outer.path());
+    for cgroup in [&outer, &inner] {
+        let refused = world.enable(cgroup, "");
+        assert_fails(&refused, 1, "another program is attached", "enable");
+        let path = cgroup.path().display().to_string();
+        assert!(refused.stderr.contains(&path), "{}", refused.stderr);
+        assert!(refused.stderr.contains("bpftool cgroup show"));
+        world.assert_empty("a refused enable");
+        assert_eq!(attached_to(outer.path()), before);
+        assert_eq!(attached_to(inner.path()), NONE);
+    }
+
+    // An instance that is there stays as it was.
+    world.enable(&free, "").ok();
+    let status = world.json("status");
+    let another = Cgroup::new("another");
+    let more = format!("--cgroup {}", outer.path().display());
+    assert_fails(&world.enable(&another, &more), 1, "another program", "more");
+    assert_eq!(world.json("status"), status);
+    assert_eq!(attached_to(another.path()), NONE);
+    world.assert_enabled_once(&free, 0, "after a refused addition");
+}
+
+#[test]
+fn programs_of_others_stay() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let _other = OtherProgram::attach(&cgroup);
+    let before = attached_to(cgroup.path());
+    world.enable(&cgroup, "").ok();
+    world.assert_enabled_once(&cgroup, 1, "enable");
+    assert!(attached_to(cgroup.path())[0].contains(&before[0][0]));
+    world.sh("disable").ok();
+    assert_eq!(attached_to(cgroup.path()), before);
+}
+
+#[test]
+fn commands_at_once_take_turns() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let enable = enable_words(&cgroup, "");
+    let at_once = |lines: &[&str]| {
+        let children: Vec<_> = lines
+            .iter()
+            .map(|line| {
+                world
+                    .command(&line.split_whitespace().collect::<Vec<_>>())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .expect("spawn")
+            })
+            .collect();
+        for (child, line) in children.into_iter().zip(lines) {
+            let output = child.wait_with_output().expect("wait");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "{line}: {said}");
+        }
+    };
+    // The first mounts the bpffs; the others find it.
+    world.mount(MsFlags::empty());
+    for round in 0..5 {
+        at_once(&[enable.as_str(); 4]);
+        world.assert_enabled_once(&cgroup, 0, &format!("round {round}"));
+        at_once(&["disable"; 4]);
+        world.assert_empty(&format!("round {round}"));
+    }
+    for _ in 0..5 {
+        at_once(&[&enable, "disable", &enable, "disable", &enable]);
+    }
+    world.sh("disable").ok();
+    world.assert_empty("after all");
+    assert_eq!(attached_to(cgroup.path()), NONE);
+}
+
+#[test]
+fn enable_adds_and_changes_only_what_is_given() {
+    let world = World::new();
+    let [a, b] = ["a", "b"].map(Cgroup::new);
+    let options =
+        "--blocking-readers accelerate --port 80,8000-8010 --max-sockets 1000 --budget-messages 8";
+    assert_eq!(
+        world.enable(&a, &format!("{options} --json")).ok().json()["changed"],
+        true
+    );
+    let config = world.json("dump config");
+    let unchanged = world.enable(&a, "--json").ok();
+    assert_eq!(unchanged.json()["changed"], false);
+    assert_eq!(world.json("dump config"), config);
+    // The same cgroup twice, by another path.
+    let twice = format!("--cgroup {}/. --json", a.path().display());
+    assert_eq!(world.enable(&a, &twice).ok().json()["changed"], false);
+
+    world.enable(&b, "").ok();
+    assert_eq!(
+        world.json("status")["cgroups"].as_array().map(Vec::len),
+        Some(2)
+    );
+    assert_eq!(world.json("dump config"), config);
+    world.enable(&b, "--scope endpoints").ok();
+    let changed = world.json("dump config");
+    for (field, value) in config.as_object().expect("an object") {
+        assert_eq!(
+            &changed[field] == value,
+            !["scope", "generation"].contains(&&**field),
+            "{field}"
+        );
+    }
+    let fixed = world.enable(&b, "--max-sockets 2000");
+    assert_fails(&fixed, 1, "holds 1000 sockets at most", "max-sockets");
+
+    let disable = |cgroup: &Cgroup| {
+        let words = format!("disable --json --cgroup {}", cgroup.path().display());
+        world.sh(&words).ok().json()["changed"].clone()
+    };
+    assert_eq!(disable(&a), true);
+    assert_eq!(disable(&a), false);
+    assert_eq!(attached_to(a.path()), NONE);
+    world.assert_enabled_once(&b, 0, "disable --cgroup a");
+    assert_eq!(disable(&b), true);
+    world.assert_empty("the last cgroup");
+    assert_eq!(disable(&b), false);
+    assert_eq!(world.json("disable")["changed"], false);
+}
+
+#[test]
+fn what_is_not_enabled_is_4_and_says_how_to_enable() {
+    let world = World::new();
+    for words in [
+        "status",
+        "stats",
+        "dump sockhash",
+        "dump connections",
+        "dump config",
+        "endpoint list",
+        "endpoint add 10.0.0.1",
+        "identity get 10.0.0.1",
+        "service del 10.0.0.1:80 --if-exists",
+        "policy list",
+    ] {
+        let absent = world.sh(&format!("{words} --instance other"));
+        assert_fails(&absent, 4, "instance other is not enabled", words);
+        assert!(
+            absent
+                .stderr
+                .contains("enable --cgroup PATH --instance other")
+        );
+        let json = world.sh(&format!("{words} -j"));
+        assert_eq!(json.json()["error"]["exit_status"], 4, "{words}");
+    }
+    world.assert_empty("reading");
+}
+
+#[test]
+fn usage_errors_are_2() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let in_cgroup = |words: &str| enable_words(&cgroup, words);
+    let cases = [
+        String::new(),
+        "accelerate".into(),
+        "enable".into(),
+        "status now".into(),
+        "dump".into(),
+        "dump everything".into(),
+        "status --instance a/b".into(),
+        "status --instance ..".into(),
+        "status --instance _new-x".into(),
+        format!("status --instance {}", "x".repeat(33)),
+        in_cgroup("--instance a.b"),
+        in_cgroup("--allow everything"),
+        in_cgroup("--scope world"),
+        in_cgroup("--blocking-readers maybe"),
+        in_cgroup("--port 0"),
+        in_cgroup("--port 65536"),
+        in_cgroup("--port 80-79"),
+        in_cgroup("--port http"),
+        in_cgroup("--exclude-port -1"),
+        in_cgroup("--cidr 10.0.0.1/8"),
+        in_cgroup("--cidr 10.0.0.0/33"),
+        in_cgroup("--exclude-cidr fd00::/129"),
+        in_cgroup("--exclude-cidr localhost"),
+        in_cgroup("--max-sockets 1"),
+        in_cgroup("--max-sockets 4294967296"),
+        in_cgroup("--budget-messages 0"),
+        in_cgroup("--budget-bytes many"),
+        "endpoint add".into(),
+        "endpoint add 10.0.0".into(),
+        "endpoint add 10.0.0.0/8".into(),
+        "endpoint add 10.0.0.1 --host".into(),
+        "endpoint add 10.0.0.1 --identity 0".into(),
+        "endpoint add 10.0.0.1 --identity 4294967296".into(),
+        "endpoint del".into(),
+        "endpoint get".into(),
+        "identity add 10.0.0.0/8".into(),
+        "identity add 10.0.0.1/8 7".into(),
+        "identity add 10.0.0.0/8 0".into(),
+        "identity add 10.0.0.0/8 any".into(),
+        "identity get 10.0.0.0/8".into(),
+        "service add 10.0.0.1".into(),
+        "service add 10.0.0.1:0".into(),
+        "service add 10.0.0.1:80/udp".into(),
+        "service add fd00::1:80".into(),
+        "service add web:80".into(),
+        "policy add 10.0.0.1 egress any".into(),
+        "policy add 10.0.0.1 outward any allow".into(),
+        "policy add 10.0.0.1 egress 0 allow".into(),
+        "policy add 10.0.0.1 egress any udp/53 allow".into(),
+        "policy add 10.0.0.1 egress any tcp/0 allow".into(),
+        "policy add 10.0.0.1 egress any proxy:0".into(),
+        "policy add 10.0.0.1 egress any proxy:99999".into(),
+        "policy add 10.0.0.1 egress any tcp/80".into(),
+        "policy add 10.0.0.1 egress any allow tcp/80".into(),
+        "policy add 10.0.0 egress any allow".into(),
+        "policy del 10.0.0.1 egress any allow".into(),
+        "policy get 10.0.0.1 sideways any".into(),
+    ];
+    for words in &cases {
+        let said = world.sh(words);
+        assert_fails(&said, 2, "", words);
+        assert!(!said.stderr.is_empty() && said.stdout.is_empty(), "{words}");
+        if !words.is_empty() {
+            let json = world.sh(&format!("{words} --json"));
+            assert_eq!(json.code, Some(2), "{words}");
+            let error = &json.json()["error"];
+            assert_eq!(error["exit_status"], 2, "{words}");
+            let message = error["message"].as_str().expect("a message");
+            assert!(
+                !message.is_empty() && !message.starts_with("error"),
+                "{message}"
+            );
+        }
+    }
+    world.assert_empty("usage errors");
+    let unknown = ran(world
+        .command(&["status"])
+        .env("SOCKACCEL_ALLOW", "everything"));
+    assert_fails(&unknown, 4, "", "the variable is for enable only");
+    let enable = in_cgroup("");
+    let words: Vec<&str> = enable.split_whitespace().collect();
+    let unknown = ran(world.command(&words).env("SOCKACCEL_ALLOW", "everything"));
+    assert_fails(&unknown, 2, "SOCKACCEL_ALLOW", "an unknown risk in it");
+}
+
+/// On a kernel without the bug there is nothing to refuse.
+#[test]
+fn fionread_is_refused_in_the_documented_form() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let path = cgroup.path().display();
+    let plain = world.sh(&format!("enable --cgroup {path}"));
+    let examined = sockaccel::doctor::examine();
+    if examined.risks.is_empty() {
+        plain.ok();
+        return;
+    }
+    let kernel = examined.kernel;
+    let form = format!(
+        "\
+sockaccel: enable refused: on this kernel ({kernel}) FIONREAD reports 0 while data waits on an enrolled socket
+  (bug 929e30f93125, fixed by 04af4efde58a). Programs that rely on it can hang: nginx >= 1.17.5, Java NIO, .NET.
+  Nothing was changed. If none of them runs in {path}:  sockaccel enable --cgroup {path} --allow fionread
+"
+    );
+    assert_eq!((plain.code, plain.stderr), (Some(3), form));
+    world.assert_empty("refused");
+    assert_eq!(attached_to(cgroup.path()), NONE);
+    let json = world.sh(&format!("enable --cgroup {path} --json"));
+    assert_eq!(json.json()["error"]["exit_status"], 3);
+
+    // The environment allows it, and the instance remembers.
+    let words = format!("enable --cgroup {path}");
+    let words: Vec<&str> = words.split(' ').collect();
+    ran(world.command(&words).env("SOCKACCEL_ALLOW", "fionread")).ok();
+    world.run(&words).ok();
+    assert_eq!(world.json("status")["allowed_risks"][0], "fionread");
+}
+
+#[test]
+fn entries_are_added_once_and_deleted_once() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    world.sh("endpoint add 10.0.0.9").ok();
+    let nouns = [
+        (
+            "endpoint",
+            "10.0.0.1 --identity 7",
+            "10.0.0.1 --identity 8",
+            "10.0.0.1",
+        ),
+        ("endpoint", "fd00::1", "fd00::1 --identity 8", "fd00::1"),
+        ("identity", "10.1.0.0/16 7", "10.1.0.0/16 8", "10.1.0.0/16"),
+        ("identity", "fd01::/64 7", "fd01::/64 8", "fd01::/64"),
+        (
+            "service",
+            "10.2.0.1:80",
+            "10.2.0.1:80 --accelerate",
+            "10.2.0.1:80/tcp",
+        ),
+        (
+            "service",
+            "[fd02::1]:80",
+            "[fd02::1]:80 --accelerate",
+            "[fd02::1]:80",
+        ),
+        (
+            "policy",
+            "10.0.0.9 egress 7 allow",
+            "10.0.0.9 egress 7 deny",
+            "10.0.0.9 egress 7",
+        ),
+        (
+            "policy",
+            "10.0.0.9 ingress any tcp/80 proxy:8080",
+            "10.0.0.9 ingress any tcp/80 proxy:8081",
+            "10.0.0.9 ingress any tcp/80",
+        ),
+    ];
+    let changed = |ran: Ran| ran.ok().json()["changed"].clone();
+    for (noun, entry, conflict, name) in nouns {
+        let case = format!("{noun} {entry}");
+        assert_eq!(
+            changed(world.sh(&format!("{noun} add {entry} -j"))),
+            true,
+            "{case}"
+        );
+        assert_eq!(
+            changed(world.sh(&format!("{noun} add {entry} -j"))),
+            false,
+            "{case}"
+        );
+        let other = world.sh(&format!("{noun} add {conflict}"));
+        assert_fails(&other, 1, "is there already, with another value", &case);
+        assert_eq!(
+            world
+                .json(&format!("{noun} list"))
+                .as_array()
+                .map(Vec::is_empty),
+            Some(false)
+        );
+        if noun != "identity" {
+            assert!(world.json(&format!("{noun} get {name}")).is_object());
+        }
+        assert_eq!(
+            changed(world.sh(&format!("{noun} del {name} -j"))),
+            true,
+            "{case}"
+        );
+        assert_fails(
+            &world.sh(&format!("{noun} del {name}")),
+            1,
+            "does not exist",
+            &case,
+        );
+        assert_eq!(
+            changed(world.sh(&format!("{noun} delete {name} --if-exists -j"))),
+            false
+        );
+        if noun != "identity" {
+            assert_fails(
+                &world.sh(&format!("{noun} get {name}")),
+                1,
+                "does not exist",
+                &case,
+            );
+        }
+    }
+    assert_eq!(
+        world.json("policy list"),
+        Value::Array(vec![]),
+        "no default is left"
+    );
+    let unknown = world.sh("policy add 10.0.0.8 egress any allow");
+    assert_fails(
+        &unknown,
+        1,
+        "sockaccel endpoint add 10.0.0.8",
+        "no endpoint",
+    );
+}
+
+#[test]
+fn addresses_of_the_host_come_and_go_together() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    assert_fails(&world.sh("endpoint del --host"), 1, "--host", "none yet");
+    world.sh("endpoint del --host --if-exists").ok();
+    world.sh("endpoint add 127.0.0.1 --identity 9").ok();
+    world.sh("endpoint add --host").ok();
+    let all = world.json("endpoint list");
+    let all = all.as_array().expect("an array");
+    assert!(all.iter().any(|e| e["host"] == true), "{all:?}");
+    assert!(
+        all.iter()
+            .any(|e| e["address"] == "127.0.0.1" && e["identity"] == 9)
+    );
+    assert_fails(
+        &world.sh("endpoint add --host --identity 5"),
+        1,
+        "another value",
+        "--identity 5",
+    );
+    assert_eq!(world.json("endpoint list").as_array(), Some(all));
+
+    // One of them has policy: none goes.
+    let host = all.iter().rfind(|e| e["host"] == true).expect("one");
+    let host = host["address"].as_str().expect("text");
+    world
+        .sh(&format!("policy add {host} ingress any allow"))
+        .ok();
+    assert_fails(&world.sh("endpoint del --host"), 1, "has policy", host);
+    assert_eq!(world.json("endpoint list").as_array(), Some(all));
+    world.sh(&format!("policy del {host} ingress any")).ok();
+    world.sh("endpoint del --host").ok();
+    assert_eq!(
+        world.json("endpoint list").as_array().map(Vec::len),
+        Some(1)
+    );
+}
+
+#[test]
+fn a_full_table_is_named() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let map = MapHandle::from_pinned_path(world.bpffs().join("sockaccel/default/sa_endpoints"))
+        .expect("open the map");
+    for n in 0..map.max_entries() {
+        let mut key = [0xfd; 16];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        // The table may keep some room for itself on each CPU.
+        if map.update(&key, &[0; 8], MapFlags::ANY).is_err() {
+            break;
+        }
+    }
+    let full = world.sh("endpoint add 10.0.0.1");
+    assert_fails(&full, 1, "sa_endpoints", "endpoint add");
+    assert!(
+        full.stderr.contains("65536 entries at most"),
+        "{}",
+        full.stderr
+    );
+    let rows = world.json("dump endpoints");
+    assert_eq!(rows.as_array().map(Vec::len), Some(65536));
+}
+
+/// A command, and the fields of its JSON in words.
+const FIELDS: &[(&str, &str)] = &[
+    (
+        "stats",
+        "seen enrolled enrolled_now paired ejected skipped redirected_messages \
+         redirected_bytes stack_messages stack_bytes stack_reasons promotions \
+         demotions",
+    ),
+    (
+        "status",
+        "instance enabled cgroups scope blocking_readers max_sockets allowed_risks \
+         stats not_accelerated",
+    ),
+    (
+        "dump sockhash",
+        "cookie family protocol local remote netns_cookie paired path unread_bytes",
+    ),
+    (
+        "dump connections",
+        "conn_id side cookie local remote skipped",
+    ),
+    ("dump endpoints", "addr identity host"),
+    ("dump identities", "cidr prefixlen identity"),
+    (
+        "dump policy",
+        "endpoint direction identity proto port verdict",
+    ),
+    ("dump services", "addr proto accelerate connections"),
+    (
+        "dump config",
+        "layout enabled generation scope blocking allow",
+    ),
+    ("endpoint list", "address identity host"),
+    ("endpoint get 10.0.0.1", "address identity host"),
+    ("identity ls", "cidr identity"),
+    ("identity get 10.1.2.3", "address identity source"),
+    ("service show", "service protocol accelerate connections"),
+    (
+        "policy list",
+        "endpoint direction identity protocol port verdict",
+    ),
+    ("policy get 10.0.0.1 egress 8 tcp/80", "verdict evaluations"),
+];
+
+#[test]
+fn json_has_the_documented_fields() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    for words in [
+        "endpoint add 10.0.0.1 --identity 7",
+        "identity add 10.1.0.0/16 8",
+        "service add 10.2.0.1:80",
+        "policy add 10.0.0.1 egress 8 tcp/80 allow",
+    ] {
+        assert_eq!(world.json(words)["changed"], true, "{words}");
+    }
+    let joined = cgroup.join();
+    let pair = Pair::new();
+    drop(joined);
+    for _ in 0..3 {
+        round_trip(&pair);
+    }
+    for (words, fields) in FIELDS {
+        let plain = world.json(words);
+        let pretty = world.sh(&format!("{words} -p")).ok();
+        assert!(
+            pretty.stdout.lines().count() > 1,
+            "{words}: {}",
+            pretty.stdout
+        );
+        let object = plain.get(0).unwrap_or(&plain);
+        for field in fields.split_whitespace() {
+            assert!(
+                object.get(field).is_some(),
+                "{words}: no {field} in {plain}"
+            );
+        }
+        // For people there is a table.
+        assert!(!world.sh(words).ok().stdout.trim().is_empty(), "{words}");
+    }
+
+    sockets_of(&world, &pair);
+    for (addr, identity) in [("10.1.2.3", 8), ("10.0.0.1", 7), ("192.0.2.1", 2)] {
+        let got = world.json(&format!("identity get {addr}"));
+        assert_eq!(got["identity"], identity, "{addr}");
+    }
+    assert_eq!(
+        world.json("disable"),
+        serde_json::json!({"instance": "default", "changed": true})
+    );
+}
+
+/// The two sockets of the pair, and nothing else.
+fn sockets_of(world: &World, pair: &Pair) {
+    let sockets = world.json("dump sockhash");
+    let sockets = sockets.as_array().expect("an array");
+    assert_eq!(sockets.len(), 2, "{sockets:?}");
+    let ends: Vec<&str> = sockets.iter().filter_map(|s| s["local"].as_str()).collect();
+    for stream in [&pair.client, &pair.server] {
+        let addr = stream.local_addr().expect("getsockname").to_string();
+        assert!(ends.contains(&addr.as_str()), "{addr} in {ends:?}");
+    }
+    for field in ["cookie", "netns_cookie"] {
+        let text = sockets[0][field].as_str().expect("64 bits are text");
+        text.parse::<u64>().expect("a number");
+    }
+}
+
+#[test]
+fn an_empty_table_says_why() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    for (words, said) in [
+        (
+            "dump sockhash",
+            "0 sockets enrolled; no connection was established",
+        ),
+        ("dump endpoints", "0 entries"),
+        ("endpoint list", "sockaccel endpoint add"),
+        ("identity list", "sockaccel identity add"),
+        ("service list", "sockaccel service add"),
+        ("policy list", "sockaccel policy add"),
+    ] {
+        let empty = world.sh(words).ok();
+        assert!(empty.stderr.contains(said), "{words}: {}", empty.stderr);
+        assert_eq!(world.json(words), Value::Array(vec![]), "{words}");
+    }
+    let joined = cgroup.join();
+    let pair = Pair::with(&common::pair::Options::blocking());
+    drop(joined);
+    round_trip(&pair);
+    let said = world.sh("dump sockhash").ok().stderr;
+    assert!(said.contains("blocking reader"), "{said}");
+    assert!(said.contains("See sockaccel status."), "{said}");
+    let status = world.sh("status").ok().stdout;
+    assert!(status.contains("--blocking-readers accelerate"), "{status}");
+}
+
+#[test]
+fn nobody_reading_is_no_failure() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let enable = enable_words(&cgroup, "");
+    for (words, code) in [
+        ("--help", 0),
+        ("--version", 0),
+        ("accelerate", 2),
+        ("accelerate --json", 2),
+        ("status", 4),
+        ("status --json", 4),
+        (&*enable, 0),
+        ("status", 0),
+        ("status --json", 0),
+        ("stats", 0),
+        ("dump sockhash", 0),
+        ("dump config", 0),
+        ("endpoint list", 0),
+        ("endpoint add --host", 0),
+        ("endpoint del 192.0.2.1", 1),
+        ("disable", 0),
+    ] {
+        let args: Vec<&str> = words.split_whitespace().collect();
+        let (reader, out) = pipe().expect("pipe");
+        drop(reader);
+        let (reader, err) = pipe().expect("pipe");
+        drop(reader);
+        let status = world
+            .command(&args)
+            .stdout(out)
+            .stderr(err)
+            .status()
+            .expect("run");
+        assert_eq!(status.code(), Some(code), "{words}");
+    }
+    world.assert_empty("disable");
+}
+
+#[test]
+fn an_instance_with_missing_pins_can_be_disabled() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let dir = world.bpffs().join("sockaccel/default");
+    for pin in [
+        "sa_config",
+        "sa_sockhash",
+        "link-skmsg",
+        "sa_skmsg",
+        "sa_stats",
+    ] {
+        world.enable(&cgroup, "").ok();
+        fs::remove_file(dir.join(pin)).unwrap_or_else(|e| panic!("{pin}: {e}"));
+        world.sh("disable").ok();
+        world.assert_empty(pin);
+        assert_eq!(attached_to(cgroup.path()), NONE, "{pin}");
+    }
+    world.enable(&cgroup, "").ok();
+    fs::remove_dir_all(&dir).expect("rm -r");
+    assert_fails(&world.sh("status"), 4, "not enabled", "rm -r");
+    assert_eq!(attached_to(cgroup.path()), NONE);
+    world.sh("disable").ok();
+}
+
+const STEPS: &str = "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount";
+
+/// The steps after which something outside of the process is different.
+const CHANGES: [&str; 10] = [
+    "mkdir",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mount",
+    "bpf(BPF_OBJ_PIN,",
+    "bpf(BPF_MAP_UPDATE_ELEM,",
+    "bpf(BPF_MAP_DELETE_ELEM,",
+    "bpf(BPF_LINK_",
+    "bpf(BPF_PROG_ATTACH,",
+];
+
+/// The nth call of one system call.
+type Step = (String, usize);
+
+impl World {
+    fn strace(&self, words: &str, options: &[&str]) -> std::process::Output {
+        let mut command = Command::new("strace");
+        command
+            .args(["-qq", "-e", &format!("trace={STEPS}")])
+            .args(options)
+            .arg(BINARY);
+        self.prepare(&mut command, &words.split_whitespace().collect::<Vec<_>>());
+        command.output().expect("strace(1) is needed")
+    }
+
+    /// Runs the command to its end; its steps that change something.
+    fn changing_steps(&self, words: &str) -> Vec<Step> {
+        let log = self.dir.path().join("strace");
+        let ran = self.strace(words, &["-o", &log.display().to_string()]);
+        assert!(ran.status.success(), "{words}: {ran:?}");
+        let log = fs::read_to_string(log).expect("what strace wrote");
+        let changes = |line: &str| {
+            CHANGES.iter().any(|change| line.starts_with(change)) && !line.contains("= -1 ")
+        };
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        let mut steps = Vec::new();
+        for line in log.lines() {
+            let (call, _) = line.split_once('(').expect("a system call");
+            let count = counts.entry(call).or_default();
+            *count += 1;
+            if changes(line) {
+                steps.push((call.to_owned(), *count));
+            }
+        }
+        steps
+    }
+
+    /// Runs the command and kills it as it begins this step; false when it came
+    /// to its end before, as the kernel may answer in fewer steps this time.
+    fn kill_at(&self, words: &str, step: &Step) -> bool {
+        let (call, nth) = step;
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let ran = self.strace(words, &["-o", "/dev/null", "-e", &inject]);
+        // strace dies of what its command died of.
+        let killed = ran.status.signal() == Some(9) || ran.status.code() == Some(137);
+        assert!(killed || ran.status.success(), "{words}, {step:?}: {ran:?}");
+        killed
+    }
+}
+
+/// Runs a command that is killed between each two changes that it makes.
+/// `before` and `after` are called around each.
+fn kill_at_each_step(
+    world: &World,
+    words: &str,
+    before: impl Fn(),
+    mut after: impl FnMut(&str, usize),
+) {
+    before();
+    let steps = world.changing_steps(words);
+    after(&format!("{words}: not killed"), 0);
+    let mut killed = 0;
+    for (n, step) in steps.iter().enumerate() {
+        before();
+        killed += usize::from(world.kill_at(words, step));
+        after(&format!("{words}: killed at {step:?}"), n);
+    }
+    // A command that makes one change cannot be half done.
+    assert!(steps.len() > 1, "{words}: {steps:?}");
+    assert!(killed + 2 >= steps.len(), "{words}: {killed} of {steps:?}");
+    println!("{words}: killed before {killed} of {} changes", steps.len());
+}
+
+#[test]
+fn enable_killed_at_any_step_leaves_nothing_half_done() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let _other = OtherProgram::attach(&cgroup);
+    let before = attached_to(cgroup.path());
+    let enable = enable_words(&cgroup, "--cidr 127.0.0.0/8");
+    world.mount(MsFlags::empty());
+    kill_at_each_step(
+        &world,
+        &enable,
+        || {},
+        |case, step| {
+            if step % 2 == 0 {
+                world.sh(&enable).ok();
+                world.assert_enabled_once(&cgroup, 1, case);
+                assert_eq!(world.json("dump config")["cidr_includes"], 1, "{case}");
+            }
+            world.sh("disable").ok();
+            world.assert_empty(case);
+            assert_eq!(attached_to(cgroup.path()), before, "{case}");
+        },
+    );
+}
+
+#[test]
+fn adding_a_cgroup_killed_at_any_step_leaves_the_instance_whole() {
+    let world = World::new();
+    let [old, new] = ["old", "new"].map(Cgroup::new);
+    let _other = OtherProgram::attach(&new);
+    let before = attached_to(new.path());
+    world.enable(&old, "").ok();
+    let add = enable_words(&new, "--scope endpoints");
+    kill_at_each_step(
+        &world,
+        &add,
+        || {},
+        |case, step| {
+            world.sh("endpoint list").ok();
+            if step % 2 == 0 {
+                world.sh(&add).ok();
+                world.assert_enabled_once(&new, 1, case);
+                assert_eq!(world.json("status")["scope"], "endpoints", "{case}");
+            }
+            let path = new.path().display();
+            world.sh(&format!("disable --cgroup {path}")).ok();
+            assert_eq!(attached_to(new.path()), before, "{case}");
+            world.assert_enabled_once(&old, 0, case);
+            world.enable(&old, "--scope local").ok();
+        },
+    );
+}
+
+#[test]
+fn disable_killed_at_any_step_can_be_finished() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let _other = OtherProgram::attach(&cgroup);
+    let before = attached_to(cgroup.path());
+    let enable = || world.enable(&cgroup, "").ok();
+    kill_at_each_step(
+        &world,
+        "disable",
+        || drop(enable()),
+        |case, step| {
+            if step % 2 == 0 {
+                enable();
+                world.assert_enabled_once(&cgroup, 1, case);
+            }
+            world.sh("disable").ok();
+            world.assert_empty(case);
+            assert_eq!(attached_to(cgroup.path()), before, "{case}");
+        },
+    );
+}
+
+#[test]
+fn taking_a_cgroup_out_killed_at_any_step_can_be_finished() {
+    let world = World::new();
+    let [kept, out] = ["kept", "out"].map(Cgroup::new);
+    world.enable(&kept, "").ok();
+    let disable = format!("disable --cgroup {}", out.path().display());
+    kill_at_each_step(
+        &world,
+        &disable,
+        || drop(world.enable(&out, "").ok()),
+        |case, step| {
+            if step % 2 == 0 {
+                world.enable(&out, "").ok();
+                world.assert_enabled_once(&out, 0, case);
+            }
+            world.sh(&disable).ok();
+            assert_eq!(attached_to(out.path()), NONE, "{case}");
+            world.assert_enabled_once(&kept, 0, case);
+        },
+    );
+}
+
+#[test]
+fn policy_killed_at_any_step_can_be_finished() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    world.sh("endpoint add 10.0.0.1").ok();
+    let rule = "10.0.0.1 egress any tcp/80";
+    let add = format!("policy add {rule} allow");
+    let del = format!("policy del {rule} --if-exists");
+    let generation = || world.json("dump config")["generation"].as_u64();
+    for (words, finished) in [(&add, 2), (&del, 0)] {
+        let undo = if *words == add { &del } else { &add };
+        kill_at_each_step(
+            &world,
+            words,
+            || drop(world.sh(undo).ok()),
+            |case, _| {
+                let before = generation();
+                world.sh(words).ok();
+                assert!(generation() > before, "{case}: live connections look again");
+                let rows = world.json("policy list");
+                assert_eq!(rows.as_array().map(Vec::len), Some(finished), "{case}");
+            },
+        );
+    }
+}
