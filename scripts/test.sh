@@ -50,8 +50,13 @@ of_the_dead() {
 }
 traces | sort >"$work/before"
 
-builder cargo fmt --check
-builder cargo clippy --all-targets -- -D warnings
+# Parts of a Rust toolchain that not every one has; the tests do not need them.
+if builder cargo fmt --version >/dev/null 2>&1; then
+	builder cargo fmt --check
+fi
+if builder cargo clippy --version >/dev/null 2>&1; then
+	builder cargo clippy --all-targets -- -D warnings
+fi
 
 plain=() root=()
 for file in tests/*.rs; do
