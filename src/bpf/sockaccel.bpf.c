@@ -3,6 +3,7 @@
 #include <linux/in.h>
 #include "kernel.h"
 #include "enrol.h"
+#include "direction.h"
 #include "dump.h"
 #include "options.h"
 #include "reuse.h"
@@ -54,95 +55,6 @@ int sa_sockops(struct bpf_sock_ops *ops)
 			sa_on_disconnect(st);
 	}
 	return 1;
-}
-
-/* The tables may have changed: what do they say now of this direction? */
-static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
-{
-	struct sa_side *me, *peer;
-	struct sa_conn *conn;
-	__u32 *mark, tier = 0;
-	bool active;
-
-	if (!st)
-		return;
-	st->generation = generation;
-	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!conn) {
-		st->verdict = SA_WHY_UNPAIRED;
-		return;
-	}
-	me = sa_side(conn, st->side);
-	peer = sa_side(conn, !st->side);
-	if (!st->peer_cookie) {
-		__u32 reason = peer->skipped;
-
-		if (!reason)
-			reason = sa_match(conn, me, peer);
-		if (reason) {
-			/* Look again at the next message. */
-			st->verdict = SA_WHY_UNPAIRED;
-			st->generation = generation - 1;
-			return;
-		}
-		sa_adopt_peer(st, peer);
-	}
-	if (me->cookie != st->cookie || peer->cookie != st->peer_cookie) {
-		st->verdict = SA_WHY_PEER_STATE;
-		return;
-	}
-	active = st->role == SA_ROLE_ACTIVE;
-	mark = bpf_map_lookup_elem(&sa_marked, &st->peer_cookie);
-	if (mark)
-		st->marks |= *mark;
-	if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time))
-		st->marks |= SA_MARK_SPLICING;
-	if (st->marks) {
-		st->verdict = st->marks & SA_MARK_SPLICING ? SA_WHY_SPLICING : SA_WHY_READER;
-		return;
-	}
-	st->verdict = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
-				    active ? &peer->tuple : &st->tuple, &tier);
-	st->policy_tier = tier;
-}
-
-/* Another process sends now (fork, SCM_RIGHTS): the peer must know, in case it
- * is one that splices.
- */
-static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
-{
-	struct sa_conn *conn;
-	struct sa_side *me;
-	__u32 before;
-
-	if (!st)
-		return;
-	before = st->tgid;
-	sa_note_process(st, tgid);
-	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!conn)
-		return;
-	me = sa_side(conn, st->side);
-	if (me->cookie != st->cookie)
-		return;
-	me->start_time = st->start_time;
-	me->tgid = tgid;
-	if (before || sa_process_splices(tgid, st->start_time))
-		__sync_fetch_and_add(&sa_observed, 1);
-}
-
-/* First redirect of a direction: from here on nobody may eject the pair. */
-static __noinline bool sa_open_gate(struct sa_sock *st)
-{
-	struct sa_conn *conn;
-
-	if (!st)
-		return false;
-	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
-		return false;
-	return !(__sync_fetch_and_or(&conn->gate, st->side ? SA_GATE_USED_1 : SA_GATE_USED_0) &
-		 SA_GATE_SHUT);
 }
 
 static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v, __u32 why)
