@@ -276,8 +276,12 @@ fn threads_on_one_socket_keep_their_order_in_50_runs() {
     );
 }
 
-/// The rule that the others rely on: without it this file sees the damage.
+/// The rule that the others rely on: without it this file sees the damage, but
+/// only when two threads happen to meet within a few hundred nanoseconds.
+///
+/// `cargo test --release --test root_threads -- --ignored --test-threads=1 without`
 #[test]
+#[ignore = "a race that an idle machine shows within seconds, a busy one perhaps not"]
 fn without_the_company_rule_order_breaks() {
     let options = [TINY, &["--without", "company-rule"]].concat();
     let outcome = bursts("threads-unruly", &options, 60, long_contended_case);
