@@ -174,6 +174,11 @@ pub const WHYS: &[Outcome] = &[
         "the receiver spins on its socket, and a redirect would have to wait for its lock",
         "",
     ),
+    outcome(
+        "refresh",
+        "once in some minutes, so that connection tracking does not forget it",
+        "",
+    ),
     outcome("pressure", "the kernel is short of socket memory", ""),
     outcome("missed", "the receiver left the table meanwhile", ""),
 ];

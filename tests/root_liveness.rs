@@ -15,6 +15,10 @@ use std::time::Duration;
 
 use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
+use nix::sys::epoll::Epoll;
+use nix::sys::epoll::EpollCreateFlags;
+use nix::sys::epoll::EpollEvent;
+use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::recv;
 use nix::unistd::pipe;
@@ -22,10 +26,12 @@ use nix::unistd::pipe;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
+use common::option;
 use common::pair::Options;
 use common::pair::Pair;
 use common::stream::recv_all;
 use common::stream::send_all;
+use common::warm::round_trip;
 use common::warm::warm_up;
 
 /// The reader got the first half by TCP and sleeps there for the second: it
@@ -62,6 +68,68 @@ fn a_reader_that_waits_for_all_sees_the_second_half() {
         2,
         "not accelerated at all: {}",
         stats.0
+    );
+}
+
+/// epoll(7): a short read means "drained" to edge-triggered readers, so what goes
+/// by TCP must not lie behind a redirect queue that ends in one.
+#[test]
+fn edge_triggered_readers_are_not_left_behind() {
+    for sizes in [&[4, 100_000][..], &[10; 100]] {
+        let cgroup = Cgroup::new("edges");
+        let instance = Instance::enable(&cgroup, &[]);
+        let _joined = cgroup.join();
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
+        let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll
+            .add(&pair.server, EpollEvent::new(edges, 0))
+            .expect("add");
+        let before = instance.stats();
+        for size in sizes {
+            send_all(&pair.client, &vec![b'x'; *size], Deadline::seconds(10));
+        }
+        let (total, mut got) = (sizes.iter().sum::<usize>(), 0);
+        let mut buffer = vec![0; 1 << 20];
+        while got < total {
+            let mut event = [EpollEvent::empty()];
+            let events = epoll.wait(&mut event, 5000_u16).expect("wait");
+            assert_eq!(events, 1, "{got} of {total} bytes, and no further edge");
+            loop {
+                match (&pair.server).read(&mut buffer) {
+                    Ok(n) => {
+                        got += n;
+                        if n < buffer.len() {
+                            break;
+                        }
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) => panic!("read: {e}"),
+                }
+            }
+        }
+        assert!(instance.stats().delta(&before, "redirected_messages") > 0);
+    }
+}
+
+/// Pacing and timestamps are the sender's: its own direction leaves.
+#[test]
+fn an_option_of_the_sender_ends_its_own_direction() {
+    let cgroup = Cgroup::new("sender");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    option::set(&pair.client, option::MaxPacingRate, 50_000_000);
+    let before = instance.stats();
+    round_trip(&pair);
+    let after = instance.stats();
+    assert_eq!(
+        after.delta(&before, "redirected_messages"),
+        0,
+        "{}",
+        after.0
     );
 }
 

@@ -49,6 +49,10 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 	mark = bpf_map_lookup_elem(&sa_marked, &st->peer_cookie);
 	if (mark)
 		st->marks |= *mark;
+	/* Timestamps and pacing are the sender's options. */
+	mark = bpf_map_lookup_elem(&sa_marked, &st->cookie);
+	if (mark)
+		st->marks |= *mark & SA_MARK_OPTION;
 	if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time))
 		st->marks |= SA_MARK_SPLICING;
 	if (st->marks) {

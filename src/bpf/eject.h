@@ -95,6 +95,9 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 
 	if (!st->enrolled && st->role == SA_ROLE_PASSIVE) {
 		own = sa_blocking(tp);
+		/* Not accepted yet: another ACK will come. */
+		if (own == SA_READER_UNKNOWN)
+			return;
 		sa_listener_learn(st->netns_cookie, st->tuple.local_port,
 				  own ? SA_READERS_BLOCKING : SA_READERS_NONBLOCKING);
 	}

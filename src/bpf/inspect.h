@@ -166,8 +166,14 @@ static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct soc
 	st->peer_file = (__u64)socket->file;
 	if (!st->peer_file)
 		return false;
-	return socket->file->f_flags & SA_O_NONBLOCK || !sa_sleeps_in_tcp(psk);
+	return !sa_sleeps_in_tcp(psk);
 }
+
+/*
+ * Stateful filters and translations on the way forget a connection that they do
+ * not see. A minute at HZ=1000, ten at HZ=100: the shortest default is IPVS's 15.
+ */
+#define SA_REFRESH_JIFFIES 60000
 
 /* Fills the view for one message; st->verdict is current. */
 static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock___sa *tp,
@@ -219,6 +225,8 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 		return sa_against(v, SA_WHY_READER);
 	if (sa_under_pressure(st))
 		return sa_against(v, SA_WHY_PRESSURE);
+	if (st->path == SA_PATH_REDIRECT && bpf_jiffies64() - st->stack_at > SA_REFRESH_JIFFIES)
+		return sa_against(v, SA_WHY_REFRESH);
 }
 
 #endif

@@ -103,6 +103,7 @@ struct sa_sock {
 	__u64 stack_bytes;
 	__u64 told_messages; /* of the redirected ones, in sa_stats already */
 	__u64 told_bytes;
+	__u64 stack_at; /* jiffies of the last message on the stack */
 	__u32 side;
 	__u32 role; /* enum sa_role */
 	__u32 skipped; /* enum sa_reason */
@@ -118,7 +119,8 @@ struct sa_sock {
 	__u32 queued_bytes;
 	__u32 reused; /* connected before: its cookie may be known to an old peer */
 	__u32 disconnected; /* connect(AF_UNSPEC) took it out */
-	__u32 pad;
+	__u16 others; /* than one thread have sent since the promotion */
+	__u16 leaving; /* enum sa_why: goes back to the stack when the queue is empty */
 	__u32 company; /* two threads were seen sending: never promoted again */
 	__u32 tid; /* last sender */
 	__u32 tgid; /* process that connected or sent last */
@@ -131,7 +133,7 @@ struct sa_sock {
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 256, "layout");
+_Static_assert(sizeof(struct sa_sock) == 264, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -286,6 +288,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 288, "layout");
+_Static_assert(sizeof(struct sa_dump) == 296, "layout");
 
 #endif

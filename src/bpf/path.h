@@ -53,6 +53,7 @@ static __always_inline bool sa_over(const struct sa_sock *st, const struct sa_vi
 static __always_inline __u32 sa_demote(struct sa_sock *st, __u32 why)
 {
 	st->path = SA_PATH_STACK;
+	st->leaving = 0;
 	st->demotions++;
 	return why;
 }
@@ -72,10 +73,14 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 	/* Bytes went by TCP without us: the kernel fell back. */
 	if (v->write_seq != st->promoted_seq)
 		return sa_demote(st, SA_WHY_BEHIND);
+	if (v->another_thread)
+		st->others = 1;
 	if (!v->alone && v->another_thread)
 		st->company = 1;
 	if (!why && st->company && v->alone)
 		why = SA_WHY_COMPANY;
+	if (!why)
+		why = st->leaving;
 	if (!why && sa_over(st, v, conf))
 		why = SA_WHY_BUDGET;
 	if (!why)
@@ -86,7 +91,17 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 	 */
 	if (v->splicing && !v->queue_empty)
 		return v->queue_long && sa_over_hard_cap(st) ? SA_WHY_STUCK : 0;
-	if (v->alone || conf->without_company_rule)
+	/*
+	 * A recv(2) that empties the redirect queue does not go on to TCP's: it returns
+	 * short, which edge-triggered readers take for "drained" (epoll(7)), and MSG_PEEK
+	 * never sees past it. So leave when the queue is empty, or at the hard cap.
+	 */
+	if (!v->queue_empty && !(v->queue_long && sa_over_hard_cap(st))) {
+		st->leaving = why;
+		return 0;
+	}
+	/* The one thread that sent since the promotion is here: nothing of it is in flight. */
+	if (v->alone || !st->others || conf->without_company_rule)
 		return sa_demote(st, why);
 	/*
 	 * Never left alone: a straggler in flight lands behind a long queue of
@@ -112,6 +127,7 @@ static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *
 		return SA_WHY_BUDGET;
 	st->path = SA_PATH_REDIRECT;
 	st->promoted_seq = v->write_seq;
+	st->others = 0;
 	st->promotions++;
 	return 0;
 }

@@ -62,6 +62,7 @@ static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v
 	struct sa_stats *stats = sa_count();
 
 	st->why = why;
+	st->stack_at = bpf_jiffies64();
 	st->stack_messages++;
 	st->stack_bytes += v->size;
 	if (!stats)

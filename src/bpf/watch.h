@@ -25,13 +25,16 @@ static __always_inline __u32 sa_judge_side(const struct sa_side *side,
 	return sa_judge(tp, conf);
 }
 
+/* The cookies first: once both sides have left, the entry may be another's. */
 static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
 {
+	__u64 zero = conn->side[0].cookie, one = conn->side[1].cookie;
+
 	if (!sa_shut(conn))
 		return;
-	if (sa_eject_one(conn->side[0].cookie, reason))
+	if (sa_eject_one(zero, reason))
 		__sync_fetch_and_or(&conn->ejected, 1);
-	if (sa_eject_one(conn->side[1].cookie, reason))
+	if (sa_eject_one(one, reason))
 		__sync_fetch_and_or(&conn->ejected, 2);
 }
 

@@ -16,6 +16,7 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_get_current_task;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_current_task_btf;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_netns_cookie;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_socket_cookie;
+use libbpf_rs::libbpf_sys::BPF_FUNC_jiffies64;
 use libbpf_rs::libbpf_sys::BPF_FUNC_msg_redirect_hash;
 use libbpf_rs::libbpf_sys::BPF_FUNC_probe_read_kernel;
 use libbpf_rs::libbpf_sys::BPF_FUNC_set_retval;
@@ -132,6 +133,12 @@ const PIECES: &[(Piece, &str)] = &[
     map(MapType::Hash, "Linux 3.19"),
     map(MapType::LruHash, "Linux 4.10"),
     map(MapType::PercpuArray, "Linux 4.6"),
+    helper(
+        ProgramType::SkMsg,
+        "bpf_jiffies64",
+        BPF_FUNC_jiffies64,
+        "Linux 5.6",
+    ),
     helper(
         ProgramType::SockOps,
         "bpf_timer_init",

@@ -114,6 +114,7 @@ pub struct Sock {
     pub stack_bytes: u64,
     pub told_messages: u64,
     pub told_bytes: u64,
+    pub stack_at: u64,
     pub side: u32,
     pub role: u32,
     pub skipped: u32,
@@ -129,7 +130,8 @@ pub struct Sock {
     pub queued_bytes: u32,
     pub reused: u32,
     pub disconnected: u32,
-    pub pad: u32,
+    pub others: u16,
+    pub leaving: u16,
     pub company: u32,
     pub tid: u32,
     pub tgid: u32,
@@ -295,8 +297,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 256);
-    assert!(size_of::<Dump>() == 288);
+    assert!(size_of::<Sock>() == 264);
+    assert!(size_of::<Dump>() == 296);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);
