@@ -352,6 +352,11 @@ const STAY: &[Decision] = &[
             denied(c);
             queued(c, 1, 64);
         },
+        "redirected",
+    ),
+    (
+        "something stood against it, and the queue is empty now",
+        |c| c.st.leaving = u16::try_from(index(WHYS, "denied")).expect("small"),
         "denied",
     ),
     (
@@ -359,8 +364,17 @@ const STAY: &[Decision] = &[
         |c| {
             denied(c);
             c.view.alone = 0;
+            c.st.others = 1;
         },
         "redirected",
+    ),
+    (
+        "something stands against it, not alone, but nobody else has sent",
+        |c| {
+            denied(c);
+            c.view.alone = 0;
+        },
+        "denied",
     ),
     (
         "something stands against it, not alone, rule off",
@@ -371,9 +385,9 @@ const STAY: &[Decision] = &[
         },
         "denied",
     ),
-    ("messages over budget", |c| queued(c, 4, 4), "budget"),
+    ("messages over budget", |c| queued(c, 4, 4), "redirected"),
     ("one message less", |c| queued(c, 3, 4), "redirected"),
-    ("bytes over budget", |c| queued(c, 1, 937), "budget"),
+    ("bytes over budget", |c| queued(c, 1, 937), "redirected"),
     (
         "the last byte that fits",
         |c| queued(c, 1, 936),
