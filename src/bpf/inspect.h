@@ -66,9 +66,8 @@ static __always_inline bool sa_alone(const struct sk_psock___sa *psock)
 /* tcp_enter_memory_pressure() sets the word that sa_adopt_peer() found. */
 static __always_inline bool sa_under_pressure(const struct sa_sock *st)
 {
-	return st->pressure &&
-	       *(const unsigned long *)bpf_rdonly_cast((const void *)st->pressure,
-						       bpf_core_type_id_kernel(unsigned long));
+	/* Before 6.16 only structs can be cast to: this one starts with a word. */
+	return st->pressure && sa_cast(st->pressure, list_head___sa)->next;
 }
 
 static __always_inline bool sa_own_can_send(const struct sock___sa *sk)
