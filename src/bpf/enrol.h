@@ -236,7 +236,7 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 		__builtin_memset(st, 0, sizeof(*st));
 		st->reused = 1;
 	}
-	sa_note_process(st, ((const struct task_struct___sa *)bpf_get_current_task_btf())->tgid);
+	sa_note_process(st);
 }
 
 /*

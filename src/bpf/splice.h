@@ -24,11 +24,11 @@ static __always_inline bool sa_listens_for_splicers(__u32 tgid, __u64 start_time
 }
 
 /* Notes which process uses the socket: the one that runs now. */
-static __always_inline void sa_note_process(struct sa_sock *st, __u32 tgid)
+static __always_inline void sa_note_process(struct sa_sock *st)
 {
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
 
-	st->tgid = tgid;
+	st->tgid = task->tgid;
 	st->start_time = task->group_leader->start_boottime;
 }
 
