@@ -166,6 +166,7 @@ add_tests() {
 			| select(.profile.test == (.target.kind[0] == "test"))
 			| "\(.target.kind[0]) \(.target.name) \(.executable)"')
 	((${#tests[@]})) || die "cargo built no tests"
+	mapfile -t tests < <(printf '%s\n' "${tests[@]}" | sort)
 	# What the tests read of the build.
 	while read -r artifact; do copy "$artifact"; done < <(
 		builder cargo test --no-run --message-format=json 2>/dev/null |
@@ -186,6 +187,7 @@ plan() {
 	done
 	[[ -z $quick ]] || files+=("${quick_files[@]}")
 	echo "120 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load --allow fionread"
+	echo "60 observer $sockaccel status --instance load --json"
 	echo "60 unload $sockaccel disable --instance load"
 	for test in "${tests[@]}"; do
 		read -r name path <<<"$test"
@@ -197,6 +199,10 @@ plan() {
 				[[ " ${filters[*]} " == *" $case "* ]] || continue
 			fi
 			echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
+			# `enable` chooses the other form on these kernels.
+			[[ $name != root_splice ]] ||
+				echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
+					"$path --exact $case --test-threads=1"
 		done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
 	done
 }
