@@ -3,8 +3,9 @@
 # machines: sudo scripts/vmtest.sh [options] [test file or test name]...
 #
 #   --kernel 6.1|6.12|all   which (all)
-#   --quick                 load, `doctor` and a few tests, instead of all
-#   --keep-logs             names the console logs also when all is well
+#   --quick                 load and a few tests, instead of all
+#   --docs                  no run: writes the results of the last runs into
+#                           docs/kernels.md
 #
 # The machine has no disk and no network: its root is a memory file system with
 # the tests and the few programs that they run. Nothing is installed into /boot;
@@ -25,14 +26,14 @@ tools=(bash sh mount umount mkdir ln ls cat cp mv rm rmdir chmod chown echo prin
 # Kernel modules that they need.
 modules=(veth dummy nf_tables nft_chain_nat nft_nat nft_masq nft_ct nft_redir nft_reject
 	nft_reject_inet nf_conntrack nf_nat tls inet_diag tcp_diag udp_diag xt_mark overlay)
-# A hang guard: none takes a tenth of it, emulated.
-test_seconds=180
-quick_files=(root_support root_lifecycle root_options)
+# A hang guard: the slowest takes two minutes of it, emulated on a busy machine.
+test_seconds=600
+quick_tests=(root_support root_lifecycle a_relay_that_splices)
 memory=3072
 
 kernels=(6.1 6.12)
 quick=
-keep=
+docs=
 wanted=()
 while (($#)); do
 	case $1 in
@@ -45,7 +46,7 @@ while (($#)); do
 		shift
 		;;
 	--quick) quick=yes ;;
-	--keep-logs) keep=yes ;;
+	--docs) docs=yes ;;
 	-*) die "no such option: $1" ;;
 	*) wanted+=("$1") ;;
 	esac
@@ -108,6 +109,7 @@ kernel() {
 		mkdir "$work/$package"
 		(cd "$work/$package" && apt-get "${apt_options[@]}" download -qq "$package") >&2
 		dpkg -x "$work/$package"/*.deb "$directory"
+		mv "$work/$package"/*.deb "$directory/package.deb"
 		depmod -b "$directory" "$(basename "$directory"/lib/modules/*)"
 		touch "$directory/ready"
 	fi
@@ -181,23 +183,15 @@ add_tests() {
 # Every test that was asked for, a line each: its time limit in seconds, its
 # name, the command. A process for each, so that one that hangs is only itself.
 plan() {
-	local test name path case word filters=() files=()
-	for word in "${wanted[@]}"; do
-		if [[ -e tests/$word.rs ]]; then files+=("$word"); else filters+=("$word"); fi
-	done
-	[[ -z $quick ]] || files+=("${quick_files[@]}")
-	echo "120 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load --allow fionread"
-	echo "60 observer $sockaccel status --instance load --json"
+	local test name path case
+	[[ -z $quick ]] || wanted+=("${quick_tests[@]}")
+	echo "120 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load"
+	echo "60 status $sockaccel status --instance load --json"
 	echo "60 unload $sockaccel disable --instance load"
 	for test in "${tests[@]}"; do
 		read -r name path <<<"$test"
-		if ((${#files[@]})); then
-			[[ " ${files[*]} " == *" $name "* ]] || continue
-		fi
 		while read -r case; do
-			if ((${#filters[@]})); then
-				[[ " ${filters[*]} " == *" $case "* ]] || continue
-			fi
+			((${#wanted[@]} == 0)) || [[ " ${wanted[*]} " =~ " "($name|$case)" " ]] || continue
 			echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
 			# `enable` chooses the other form on these kernels.
 			[[ $name != root_splice ]] ||
@@ -255,6 +249,7 @@ run_kernel() {
 	cat "$work/root.cpio" <(pack_modules "$directory") >"$work/initrd"
 	[[ -n ${accel:-} ]] || accel=$(accelerator "$image")
 	echo "Linux $(basename "$directory"/lib/modules/*), $accel"
+	dpkg-deb -f "$directory/package.deb" Version >"$cache/version-$1"
 	: >"$log"
 	timeout -k 5 "$limit" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
 		-smp 2 -m "$memory" -accel "$accel" -kernel "$image" -initrd "$work/initrd" \
@@ -264,11 +259,98 @@ run_kernel() {
 	machine=
 }
 
+# --- The results
+
+# From the console: a line each, "ok", "failed", "timeout" or "unfinished", then
+# the name. A test program that ran no test has failed.
+results() {
+	tr -d '\r' <"$1" | awk '
+		$1 == "@begin" { name = $2; ran = 0; next }
+		/^test result: .* 1 passed; 0 failed/ { ran = 1 }
+		$1 == "@end" {
+			if ($3 == 124 || $3 == 137) print "timeout", name
+			else if ($3 == 0 && (ran || name !~ "/")) print "ok", name
+			else print "failed", name
+			name = ""
+		}
+		$1 == "@kernel" { print "failed", "kernel:", $0 }
+		$1 == "@done" { done = 1 }
+		END { if (name != "") print "unfinished", name; if (!done) print "failed", "machine" }'
+}
+
+# What is known to fail, and why: kernel, name, reason.
+known() {
+	awk -v kernel="$1" -v name="$2" \
+		'$1 == kernel && $2 == name { found = 1 } END { exit !found }' scripts/vm/known-failures
+}
+
+# Prints a table, and every failure that is not known; fails if there is one.
+report() {
+	local kernel=$1 results=$2 status name bad=0
+	awk '{
+			split($2, part, "/")
+			if (!(part[1] in all)) order[++n] = part[1]
+			all[part[1]]++
+			if ($1 == "ok") good[part[1]]++
+		}
+		END { for (i = 1; i <= n; i++) printf "  %-28s %3d of %3d\n", order[i], good[order[i]], all[order[i]] }' "$results"
+	while read -r status name; do
+		[[ $status != ok ]] || continue
+		if known "$kernel" "$name"; then
+			echo "  as known: $name"
+		else
+			echo "  $status: $name"
+			bad=1
+		fi
+	done <"$results"
+	return $bad
+}
+
+# The table of docs/kernels.md, between its two marks: a row for each file of
+# tests, with how many of its tests passed.
+write_docs() {
+	local table=$work/table kernel
+	{
+		printf '| tests |'
+		for kernel in 6.1 6.12; do printf ' %s (%s) |' "$kernel" "$(cat "$cache/version-$kernel")"; done
+		printf '\n|---|---|---|\n'
+		awk '{
+				split($2, part, "/")
+				row = part[1]
+				if (!(row in rows)) { rows[row]; order[++n] = row }
+				all[row, FILENAME]++
+				if ($1 == "ok") good[row, FILENAME]++
+			}
+			function cell(row, file) {
+				return (row, file) in all ? sprintf("%d of %d", good[row, file], all[row, file]) : "not run"
+			}
+			END {
+				for (i = 1; i <= n; i++)
+					printf "| %s | %s | %s |\n", order[i], cell(order[i], ARGV[1]), cell(order[i], ARGV[2])
+			}' "$cache/results-6.1" "$cache/results-6.12"
+	} >"$table"
+	awk -v table="$table" '
+		/^<!-- end of results -->/ { within = 0 }
+		!within
+		/^<!-- results -->/ { within = 1; while ((getline line <table) > 0) print line }
+		' docs/kernels.md >"$work/kernels.md"
+	cat "$work/kernels.md" >docs/kernels.md
+}
+
+if [[ -n $docs ]]; then
+	write_docs
+	exit
+fi
 build_root
 add_tests
 sockaccel=$(find "$root" -name sockaccel -type f -printf '/%P\n' | head -n 1)
 plan >"$root/vm/plan"
+echo "$(wc -l <"$root/vm/plan") steps for each kernel"
 pack "$root" >"$work/root.cpio"
+failed=()
 for kernel in "${kernels[@]}"; do
-	run_kernel "$kernel" 3600
+	run_kernel "$kernel" "$([[ -n $quick ]] && echo 240 || echo 7200)"
+	results "$cache/console-$kernel.log" >"$cache/results-$kernel"
+	report "$kernel" "$cache/results-$kernel" || failed+=("$kernel")
 done
+((${#failed[@]} == 0)) || die "failed under ${failed[*]}: see $cache/console-*.log"
