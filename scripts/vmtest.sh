@@ -212,7 +212,8 @@ pack() {
 
 # The modules of a kernel, packed, as a second part of the root file system.
 pack_modules() {
-	local version module file tree=$work/modules-$(basename "$1")
+	local version module file tree
+	tree=$work/modules-$(basename "$1")
 	version=$(basename "$1"/lib/modules/*)
 	for module in "${modules[@]}"; do
 		{ modprobe -d "$1" -S "$version" --show-depends "$module" 2>/dev/null || true; } |

@@ -18,6 +18,7 @@ use common::deadline::Deadline;
 use common::deadline::wait_at_most;
 use common::instance::Instance;
 use common::instance::Stats;
+use common::option::tcp_has_peek_off;
 use common::pair::Pair;
 use common::pattern::Pattern;
 use common::raw::set_option;
@@ -103,16 +104,6 @@ const CASES: &[Case] = &[
     tcp_option("TCP_NODELAY", libc::TCP_NODELAY, ONE, Then::Nothing),
     socket_option("SO_KEEPALIVE", libc::SO_KEEPALIVE, ONE, Then::Nothing),
 ];
-
-/// TCP has `SO_PEEK_OFF` since Linux 6.9: before, there is nothing to go wrong.
-fn tcp_has_peek_off() -> bool {
-    let plain = Pair::new();
-    match set_option(&plain.server, libc::SOL_SOCKET, libc::SO_PEEK_OFF, ZERO) {
-        Ok(()) => true,
-        Err(Errno::EOPNOTSUPP) => false,
-        Err(error) => panic!("SO_PEEK_OFF on plain TCP: {error}"),
-    }
-}
 
 /// The cases that this kernel has.
 fn cases() -> impl Iterator<Item = &'static Case> {
