@@ -20,6 +20,10 @@ struct list_head___sa {
 	struct list_head___sa *next;
 };
 
+struct timespec64___sa {
+	__s64 tv_sec;
+};
+
 typedef struct {
 	int counter;
 } atomic_t___sa;
@@ -243,6 +247,16 @@ static __always_inline __u64 sa_address(struct bpf_sock *sk)
 static __always_inline __u64 sa_cookie_of(const struct sock___sa *sk)
 {
 	return sa_load(sk, __sk_common.skc_cookie.counter);
+}
+
+/* A word somewhere: before 6.16 the cast takes only structs; this one begins with
+ * a number.
+ */
+static __always_inline __u64 sa_word(__u64 addr)
+{
+	const struct timespec64___sa *word = sa_cast(addr, timespec64___sa);
+
+	return sa_load(word, tv_sec);
 }
 
 #endif
