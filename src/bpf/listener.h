@@ -34,8 +34,7 @@ static __always_inline bool sa_listener_blocks(const struct sa_listening *listen
 	if (!listening)
 		return true;
 	listener = sa_cast(listening->sk, tcp_sock___sa);
-	if ((__u64)((const struct sock___sa *)listener)->__sk_common.skc_cookie.counter !=
-	    listening->cookie)
+	if (sa_cookie_of((const void *)listener) != listening->cookie)
 		return true;
 	return sa_blocking(listener) != SA_REASON_NONE;
 }
