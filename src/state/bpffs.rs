@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::error::{Error, Result, on};
@@ -19,10 +19,11 @@ pub fn is_bpffs(dir: &Path) -> Result<bool> {
     Ok(fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Makes sure that the directory lies on a bpffs, mounting one if need be.
-pub fn ensure(dir: &Path) -> Result<()> {
+/// Makes sure that the directory lies on a bpffs, mounting one if need be: true
+/// when it was.
+pub fn ensure(dir: &Path) -> Result<bool> {
     if is_bpffs(dir)? {
-        return Ok(());
+        return Ok(false);
     }
     if fs::read_dir(dir)
         .map_err(|e| on("mount bpffs on", dir)(e).hint("Name a directory with --bpffs DIR."))?
@@ -41,8 +42,18 @@ pub fn ensure(dir: &Path) -> Result<()> {
         MsFlags::empty(),
         None::<&str>,
     )
+    .map(|()| true)
     .map_err(|e| {
         Error::path("mount bpffs on", dir, e.into())
             .hint("Mount it outside:  mount -t bpf bpf /sys/fs/bpf   or name another with --bpffs.")
     })
+}
+
+/// Unmounts one that `ensure` mounted, if nothing is in it. One that is in use is
+/// left to its users.
+pub fn unmount_if_unused(dir: &Path) {
+    let empty = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    if empty {
+        let _ = umount2(dir, MntFlags::UMOUNT_NOFOLLOW);
+    }
 }

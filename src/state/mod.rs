@@ -4,6 +4,8 @@ pub mod bpffs;
 pub mod cgroup;
 mod dir;
 mod instance;
+pub mod process;
+pub mod temporary;
 mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};

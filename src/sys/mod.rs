@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod bpf_stats;
+pub mod child;
 pub mod probe;
 pub mod tcp;
 pub mod textbook;
