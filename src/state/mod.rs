@@ -5,6 +5,7 @@ pub mod cgroup;
 mod dir;
 mod instance;
 pub mod process;
+pub mod sock_diag;
 pub mod temporary;
 mod tracefs;
 
