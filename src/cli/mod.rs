@@ -101,6 +101,15 @@ enum Command {
     BenchPeer(bench::PeerOptions),
 }
 
+impl Command {
+    fn failed(&self, error: Error) -> Error {
+        match self {
+            Self::Run(_) => run::failed(error),
+            _ => error,
+        }
+    }
+}
+
 /// Exit status of a command line that makes no sense.
 pub const USAGE: u8 = 2;
 
@@ -156,7 +165,8 @@ impl Cli {
                 pretty: self.global.pretty,
                 bold: output::bold(self.global.color),
             },
-            place: Place::new(&self.global.instance, &self.global.bpffs)?,
+            place: Place::new(&self.global.instance, &self.global.bpffs)
+                .map_err(|e| self.command.failed(e))?,
         };
         match self.command {
             Command::Run(args) => return run::run(&context, &args),

@@ -89,14 +89,16 @@ pub fn before_enable<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Result<
     }
 }
 
-/// The same for running this command in an instance of its own.
+/// The same for running this command in an instance of its own. FIONREAD is no
+/// reason to refuse there: it concerns only what the command starts.
 ///
 /// # Errors
 ///
 /// [`Refusal`], before anything was changed.
 pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refusal> {
     let report = examine();
-    match report.refusal_of(&WayOut::run(command, allowed), allowed) {
+    let all = [allowed, &[Risk::Fionread]].concat();
+    match report.refusal_of(&WayOut::run(command, allowed), &all) {
         Some(refusal) => Err(refusal),
         None => Ok(report),
     }

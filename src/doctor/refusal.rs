@@ -106,7 +106,7 @@ impl Refusal {
 pub struct WayOut {
     cgroups: Vec<PathBuf>,
     /// Of `run`; empty for `enable`.
-    program: Vec<OsString>,
+    program: Box<[OsString]>,
     allowed: Vec<Risk>,
 }
 
@@ -114,7 +114,7 @@ impl WayOut {
     pub(super) fn new<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Self {
         Self {
             cgroups: cgroups.iter().map(|path| path.as_ref().into()).collect(),
-            program: Vec::new(),
+            program: Box::default(),
             allowed: allowed.to_vec(),
         }
     }
@@ -122,7 +122,7 @@ impl WayOut {
     pub(super) fn run(program: &[OsString], allowed: &[Risk]) -> Self {
         Self {
             cgroups: Vec::new(),
-            program: program.to_vec(),
+            program: program.into(),
             allowed: allowed.to_vec(),
         }
     }
@@ -156,7 +156,7 @@ impl WayOut {
         if !self.program.is_empty() {
             command.push_str(" --");
         }
-        for word in &self.program {
+        for word in &*self.program {
             let _ = write!(command, " {}", quoted(Path::new(word)));
         }
         command

@@ -49,11 +49,15 @@ pub fn ensure(dir: &Path) -> Result<bool> {
     })
 }
 
+/// What the kernel itself puts into every new one (`bpf_preload`).
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// Unmounts one that `ensure` mounted, if nothing is in it. One that is in use is
 /// left to its users.
 pub fn unmount_if_unused(dir: &Path) {
-    let empty = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
-    if empty {
+    let is_pin = |entry: &fs::DirEntry| PRELOADED.iter().all(|name| entry.file_name() != *name);
+    let used = fs::read_dir(dir).map(|entries| entries.flatten().any(|entry| is_pin(&entry)));
+    if matches!(used, Ok(false)) {
         let _ = umount2(dir, MntFlags::UMOUNT_NOFOLLOW);
     }
 }

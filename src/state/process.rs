@@ -25,9 +25,13 @@ pub fn sockets_of(pids: impl IntoIterator<Item = u32>) -> Vec<OpenSocket> {
     for pid in pids {
         let dir = format!("/proc/{pid}/fd");
         for fd in numbers(&dir) {
-            let inode = fs::read_link(format!("{dir}/{fd}"))
-                .ok()
-                .and_then(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            let inode = fs::read_link(format!("{dir}/{fd}")).ok().and_then(|link| {
+                link.to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .parse()
+                    .ok()
+            });
             if let Some(inode) = inode {
                 sockets.push(OpenSocket { pid, fd, inode });
             }

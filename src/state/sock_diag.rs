@@ -84,7 +84,12 @@ impl Request {
 /// The id of the cgroup that a connected socket belongs to: where it was made, or
 /// its listener. `None` where the kernel does not tell (before 5.9, or without
 /// `tcp_diag`). Addresses are as the socket itself says them.
-pub fn cgroup_of(netns: OwnedFd, local: SocketAddr, remote: SocketAddr, cookie: u64) -> Option<u64> {
+pub fn cgroup_of(
+    netns: OwnedFd,
+    local: SocketAddr,
+    remote: SocketAddr,
+    cookie: u64,
+) -> Option<u64> {
     // In a thread of its own, which alone changes its namespace.
     thread::spawn(move || {
         let here = File::open("/proc/thread-self/ns/net").ok()?;

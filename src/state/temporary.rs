@@ -136,9 +136,9 @@ impl Temporary {
                 thread::sleep(REMOVE_PAUSE);
             }
             for pid in members(&self.cgroup.path) {
-                let moved = home
-                    .as_ref()
-                    .is_some_and(|home| fs::write(home.join("cgroup.procs"), pid.to_string()).is_ok());
+                let moved = home.as_ref().is_some_and(|home| {
+                    fs::write(home.join("cgroup.procs"), pid.to_string()).is_ok()
+                });
                 if moved && !remains.processes.contains(&pid) {
                     remains.processes.push(pid);
                 }
@@ -182,8 +182,12 @@ fn disable(place: &Place) -> Result<()> {
 }
 
 fn is_running(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('Z'))
+    })
 }
 
 /// A locked cgroup. A sweep that saw it before it was locked has removed it.
@@ -252,8 +256,7 @@ pub fn sweep(place: &Place) -> Vec<Stale> {
             instance: name,
             ..place.clone()
         };
-        if is_generated(&orphan.instance) && has_no_cgroup(&orphan) && disable(&orphan).is_ok()
-        {
+        if is_generated(&orphan.instance) && has_no_cgroup(&orphan) && disable(&orphan).is_ok() {
             swept.push(Stale {
                 cgroup: format!("{PREFIX}{}", orphan.instance).into(),
                 removed: true,

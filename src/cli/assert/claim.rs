@@ -81,7 +81,10 @@ fn number(text: &str) -> Option<f64> {
     };
     // Neither "inf" nor "-1" nor "1e9".
     let plain = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let number: f64 = format!("{digits}e{exponent}").parse().ok().filter(|_| plain)?;
+    let number: f64 = format!("{digits}e{exponent}")
+        .parse()
+        .ok()
+        .filter(|_| plain)?;
     Some(number * factor)
 }
 
@@ -158,7 +161,15 @@ mod tests {
         for (text, milliseconds) in [("5s", 5000), ("5", 5000), ("500ms", 500), ("1.5m", 90_000)] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
         }
-        for bad in ["", "s", "5h", "-1s", "5 s", "1e3", "99999999999999999999999s"] {
+        for bad in [
+            "",
+            "s",
+            "5h",
+            "-1s",
+            "5 s",
+            "1e3",
+            "99999999999999999999999s",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

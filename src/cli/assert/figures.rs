@@ -179,7 +179,9 @@ impl Figures {
 
     /// Sockets that all this is about.
     pub fn sockets(&self) -> u64 {
-        self.stats.as_ref().map_or(self.enrolled, |stats| stats.seen)
+        self.stats
+            .as_ref()
+            .map_or(self.enrolled, |stats| stats.seen)
     }
 
     /// By name.
@@ -236,7 +238,10 @@ mod tests {
             ("6379", Some(Whose::Port(6379))),
             ("port:80", Some(Whose::Port(80))),
             ("pid:1", Some(Whose::Pid(1))),
-            ("/sys/fs/cgroup/web", Some(Whose::Cgroup("/sys/fs/cgroup/web".into()))),
+            (
+                "/sys/fs/cgroup/web",
+                Some(Whose::Cgroup("/sys/fs/cgroup/web".into())),
+            ),
             ("./web", Some(Whose::Cgroup("./web".into()))),
             ("cgroup:web", Some(Whose::Cgroup("web".into()))),
             ("0", None),

@@ -23,13 +23,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Options of `assert`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "\
+#[command(after_help = "\
 CMP is one of >= > <= < = != and a number, with K, M, G (powers of 1024) or %, like '>=90%' or '>=1M'.
 Options may be repeated; all must hold. Exit status: 5 when they do not, 4 when it is not enabled.
 
-Example:  sockaccel assert --redirected-share '>=0.9' --no-skipped any --within 5s"
-)]
+Example:  sockaccel assert --redirected-share '>=0.9' --no-skipped any --within 5s")]
 pub struct Args {
     #[command(flatten)]
     claims: Claims,

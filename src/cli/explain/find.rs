@@ -191,7 +191,9 @@ fn ask(fd: &OwnedFd, open: OpenSocket, records: &Table<i32, Sock>) -> Result<Opt
         netns_cookie: pidfd::option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).unwrap_or(0),
         open: Some(open),
         enrolled: None,
-        record: records.get(&fd.as_raw_fd())?.filter(|sock| sock.cookie == cookie),
+        record: records
+            .get(&fd.as_raw_fd())?
+            .filter(|sock| sock.cookie == cookie),
         side: None,
     }))
 }
@@ -205,7 +207,10 @@ fn names(fd: &OwnedFd) -> Option<(SocketAddr, SocketAddr)> {
 fn plain(addr: &SockaddrStorage) -> Option<SocketAddr> {
     addr.as_sockaddr_in()
         .map(|v4| SocketAddr::V4((*v4).into()))
-        .or_else(|| addr.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
+        .or_else(|| {
+            addr.as_sockaddr_in6()
+                .map(|v6| SocketAddr::V6((*v6).into()))
+        })
 }
 
 /// Without scope and flow, which the tables do not have.

@@ -26,8 +26,7 @@ the enabled cgroups. ss -tnp lists all there are.
 Example:  sockaccel explain 127.0.0.1:41592 127.0.0.1:6379")]
 pub struct Args {
     /// One end of the connection, ADDRESS:PORT
-    #[arg(requires = "remote", required_unless_present_any = ["pid", "port"],
-          conflicts_with_all = ["pid", "port"])]
+    #[arg(requires = "remote", conflicts_with_all = ["pid", "port"])]
     local: Option<SocketAddr>,
     /// Its other end
     remote: Option<SocketAddr>,
@@ -50,7 +49,10 @@ impl Args {
             }
             (_, _, Some(pid), _) => Ok(Wanted::Pid(pid)),
             (_, _, _, Some(port)) => Ok(Wanted::Port(port)),
-            _ => Err(Error::Usage("explain what?".into())),
+            _ => Err(Error::Usage(
+                "explain what? Both ends of a connection (LOCAL REMOTE), --pid PID or --port PORT"
+                    .into(),
+            )),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus};
 
 use nix::libc;
-use nix::sys::signal::{SigSet, Signal, SigmaskHow, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{Pid, getpgid};
 
@@ -95,21 +95,22 @@ pub fn run(words: &[OsString], temporary: &Temporary, signals: &mut Signals) -> 
         .args(arguments)
         .env(VARIABLE, &temporary.place().instance);
     let name = program.to_string_lossy();
-    let mut child = spawn_in(&mut command, &temporary.cgroup().path, signals.before).map_err(
-        |error| match error {
-            SpawnError::Cgroup(e) => {
-                failed(Error::path("enter cgroup", &temporary.cgroup().path, e))
+    let mut child =
+        spawn_in(&mut command, &temporary.cgroup().path, signals.before).map_err(|error| {
+            match error {
+                SpawnError::Cgroup(e) => {
+                    failed(Error::path("enter cgroup", &temporary.cgroup().path, e))
+                }
+                SpawnError::Execute(e) => {
+                    let status = if e.kind() == io::ErrorKind::NotFound {
+                        NOT_FOUND
+                    } else {
+                        NOT_EXECUTABLE
+                    };
+                    failed_as(status, Error::Failed(format!("cannot execute {name}: {e}")))
+                }
             }
-            SpawnError::Execute(e) => {
-                let status = if e.kind() == io::ErrorKind::NotFound {
-                    NOT_FOUND
-                } else {
-                    NOT_EXECUTABLE
-                };
-                failed_as(status, Error::Failed(format!("cannot execute {name}: {e}")))
-            }
-        },
-    )?;
+        })?;
     wait(&mut child, signals).map(status_of)
 }
 

@@ -81,7 +81,7 @@ fn accelerated(context: &Context, args: &Args, report: &mut Report) -> Result<u8
     let started = std::time::Instant::now();
     let ended = command::run(&args.command, &temporary, &mut signals);
     let elapsed = started.elapsed();
-    let stats = Stats::read(&place.dir());
+    let counters = Stats::read(&place.dir());
     let remains = temporary.close();
     for failure in &remains.failures {
         say(format_args!("sockaccel: {failure}"));
@@ -92,7 +92,7 @@ fn accelerated(context: &Context, args: &Args, report: &mut Report) -> Result<u8
         instance: &place.instance,
         status,
         elapsed,
-        stats: stats.map_err(failed)?,
+        stats: counters.map_err(failed)?,
         remains,
     };
     let text = if context.output.json {
@@ -108,7 +108,7 @@ fn accelerated(context: &Context, args: &Args, report: &mut Report) -> Result<u8
 }
 
 /// A failure of `run` itself, as env(1) has it.
-fn failed(error: Error) -> Error {
+pub fn failed(error: Error) -> Error {
     failed_as(RUN_FAILED, error)
 }
 
@@ -125,20 +125,17 @@ fn is_unnamed(place: &Place) -> bool {
         || std::env::var_os(VARIABLE).is_some_and(|name| name == *place.instance)
 }
 
-/// Asks the kernel. FIONREAD is no reason to refuse here: it concerns only what
-/// this command starts.
+/// Asks the kernel, and warns; gives the bits of the risks that are taken.
 fn accepted(args: &Args) -> Result<u32> {
     let allowed = [
         Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
         args.tuning.allow.clone(),
-        vec![Risk::Fionread],
     ]
     .concat();
     let report = doctor::before_run(&args.command, &allowed)?;
-    let was_accepted = allowed.iter().filter(|risk| **risk == Risk::Fionread).count() > 1;
     for warning in &report.warnings {
         let of_fionread = *warning == report.fionread.to_string();
-        if of_fionread && was_accepted {
+        if of_fionread && allowed.contains(&Risk::Fionread) {
             continue;
         }
         say(format_args!("sockaccel: warning: {warning}"));
@@ -149,7 +146,8 @@ fn accepted(args: &Args) -> Result<u32> {
             );
         }
     }
-    Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
+    let taken = allowed.iter().chain(&report.risks);
+    Ok(taken.fold(0, |bits, risk| bits | risk.bit()))
 }
 
 /// Where the summary goes.

@@ -74,7 +74,10 @@ fn headline(stats: &Stats) -> String {
     let outside = reasons::kept_out(stats)[no_local_peer()];
     if stats.seen == 0 {
         "the command established no TCP connection".to_owned()
-    } else if let Some(share) = stats.redirected_share().filter(|_| stats.redirected_bytes > 0) {
+    } else if let Some(share) = stats
+        .redirected_share()
+        .filter(|_| stats.redirected_bytes > 0)
+    {
         format!(
             "{:.1} % of the bytes that enrolled sockets sent bypassed the TCP/IP stack",
             100.0 * share
