@@ -18,7 +18,7 @@ fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 impl Process {
-    /// pidfd_open(2), Linux 5.3.
+    /// `pidfd_open(2)`, Linux 5.3.
     pub fn open(pid: u32) -> io::Result<Self> {
         // SAFETY: takes plain numbers.
         owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map(Self)

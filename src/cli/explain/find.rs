@@ -1,7 +1,8 @@
 //! The sockets of this machine, as their processes have them open and as the
 //! tables know them, put together to connections.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
@@ -100,15 +101,16 @@ pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> 
         chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
         chosen.iter().map(|end| end.cookie).collect()
     };
+    let peers = Peers::new(&ends);
     let mut connections: Vec<Connection> = Vec::new();
-    let mut told: std::collections::HashSet<u64> = std::collections::HashSet::new();
+    let mut told: HashSet<u64> = HashSet::new();
     let mut more = 0;
     for cookie in chosen {
         if told.contains(&cookie) {
             continue;
         }
         let first = ends[&cookie].clone();
-        let second = peer_of(&first, &ends).cloned();
+        let second = peers.of(&first).cloned();
         told.insert(cookie);
         told.extend(second.as_ref().map(|end| end.cookie));
         if connections.len() == limit {
@@ -132,7 +134,7 @@ pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> 
 
 type Ends = HashMap<u64, End>;
 /// Cookies of the sockets that the wanted process has open.
-type Holders = Vec<u64>;
+type Holders = HashSet<u64>;
 
 /// Every connected TCP socket that some process has open, in whatever network
 /// namespace: each is asked itself.
@@ -151,24 +153,20 @@ fn open_sockets(records: &Table<i32, Sock>, wanted: Wanted) -> Result<(Ends, Hol
         };
         let mut refused = false;
         for socket in open {
-            let known = match by_inode.get(&socket.inode) {
-                Some(known) => *known,
-                None => {
-                    let end = match process.descriptor(socket.fd) {
-                        Ok(fd) => ask(&fd, socket, records)?,
-                        Err(e) => {
-                            refused |= e.kind() == std::io::ErrorKind::PermissionDenied;
-                            continue;
-                        }
-                    };
-                    let cookie = end.as_ref().map(|end| end.cookie);
-                    by_inode.insert(socket.inode, cookie);
-                    ends.extend(end.map(|end| (end.cookie, end)));
-                    cookie
-                }
-            };
+            if let Entry::Vacant(slot) = by_inode.entry(socket.inode) {
+                let fd = match process.descriptor(socket.fd) {
+                    Ok(fd) => fd,
+                    Err(e) => {
+                        refused |= e.kind() == std::io::ErrorKind::PermissionDenied;
+                        continue;
+                    }
+                };
+                let end = ask(&fd, socket, records)?;
+                slot.insert(end.as_ref().map(|end| end.cookie));
+                ends.extend(end.map(|end| (end.cookie, end)));
+            }
             if matches!(wanted, Wanted::Pid(wanted) if wanted == pid) {
-                holders.extend(known);
+                holders.extend(by_inode.get(&socket.inode).copied().flatten());
             }
         }
         hidden += usize::from(refused);
@@ -279,32 +277,64 @@ fn fits(end: &End, wanted: Wanted, holders: &Holders) -> bool {
     }
 }
 
-/// By what the programs found; else by the tuple, where nothing translates it.
-fn peer_of<'a>(end: &End, ends: &'a Ends) -> Option<&'a End> {
-    if let Some(sock) = end.record
-        && sock.peer_cookie != 0
-    {
-        return ends.get(&sock.peer_cookie);
+/// Finds the other end of each.
+struct Peers<'a> {
+    ends: &'a Ends,
+    /// The one that knows this cookie as its peer's.
+    pointing: HashMap<u64, u64>,
+    /// Both ends of a connection by its id.
+    by_id: HashMap<u64, Vec<u64>>,
+    by_names: HashMap<(SocketAddr, SocketAddr, u64), u64>,
+}
+
+impl<'a> Peers<'a> {
+    fn new(ends: &'a Ends) -> Self {
+        let mut peers = Self {
+            ends,
+            pointing: HashMap::new(),
+            by_id: HashMap::new(),
+            by_names: HashMap::new(),
+        };
+        for end in ends.values() {
+            if let Some(sock) = end.record {
+                peers.pointing.insert(sock.peer_cookie, end.cookie);
+                peers
+                    .by_id
+                    .entry(sock.conn_id)
+                    .or_default()
+                    .push(end.cookie);
+            }
+            let names = (end.local, end.remote, end.netns_cookie);
+            peers.by_names.insert(names, end.cookie);
+        }
+        // Not known is no name.
+        peers.pointing.remove(&0);
+        peers.by_id.remove(&0);
+        peers
     }
-    let pointed = ends.values().find(|other| {
-        other
-            .record
-            .is_some_and(|sock| sock.peer_cookie == end.cookie)
-    });
-    let same_connection = || {
-        let id = end.record.map(|sock| sock.conn_id).filter(|id| *id != 0)?;
-        ends.values().find(|other| {
-            other.cookie != end.cookie && other.record.is_some_and(|sock| sock.conn_id == id)
-        })
-    };
-    let mirrored = || {
-        ends.values().find(|other| {
-            other.cookie != end.cookie
-                && (other.local, other.remote) == (end.remote, end.local)
-                && other.netns_cookie == end.netns_cookie
-        })
-    };
-    pointed.or_else(same_connection).or_else(mirrored)
+
+    /// By what the programs found; else by the tuple, where nothing translates it.
+    fn of(&self, end: &End) -> Option<&'a End> {
+        let told = end.record.map(|sock| sock.peer_cookie).filter(|c| *c != 0);
+        if let Some(cookie) = told {
+            return self.ends.get(&cookie);
+        }
+        let is_other = |cookie: &&u64| **cookie != end.cookie;
+        let same_connection = || {
+            let both = self.by_id.get(&end.record?.conn_id)?;
+            both.iter().find(is_other)
+        };
+        let mirrored = || {
+            let names = (end.remote, end.local, end.netns_cookie);
+            self.by_names.get(&names).filter(is_other)
+        };
+        let cookie = self
+            .pointing
+            .get(&end.cookie)
+            .or_else(same_connection)
+            .or_else(mirrored)?;
+        self.ends.get(cookie)
+    }
 }
 
 impl End {

@@ -166,12 +166,10 @@ impl Report {
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
-        match &mut self.0 {
-            Some((path, file)) => writeln!(file, "{text}").map_err(on("write to", path)),
-            None => {
-                say(text);
-                Ok(())
-            }
+        if let Some((path, file)) = &mut self.0 {
+            return writeln!(file, "{text}").map_err(on("write to", path));
         }
+        say(text);
+        Ok(())
     }
 }
