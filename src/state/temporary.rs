@@ -127,7 +127,7 @@ impl Temporary {
         if !std::mem::take(&mut self.open) {
             return remains;
         }
-        if let Err(e) = disable(&self.place) {
+        if let Err(e) = disable_on(&self.place, self.cgroup.id) {
             remains.failures.push(e);
         }
         let home = cgroup::own();
@@ -179,6 +179,22 @@ fn disable(place: &Place) -> Result<()> {
         Err(Error::NotEnabled { .. }) => Ok(()),
         instance => instance?.disable().map(drop),
     }
+}
+
+/// Unless it is somebody else's of the same name, on other cgroups.
+fn disable_on(place: &Place, cgroup: u64) -> Result<()> {
+    let instance = match Instance::open_to_remove(place) {
+        Err(Error::NotEnabled { .. }) => return Ok(()),
+        instance => instance?,
+    };
+    if instance
+        .attached()?
+        .iter()
+        .any(|attached| attached.id == cgroup)
+    {
+        instance.disable()?;
+    }
+    Ok(())
 }
 
 fn is_running(pid: u32) -> bool {
@@ -272,14 +288,7 @@ fn sweep_one(place: &Place, path: &Path) -> Option<Stale> {
     let cgroup = Cgroup::open(path).ok()?;
     // Held by the run that lives in it.
     let _lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()?;
-    let is_its_own = |instance: &Instance| {
-        instance
-            .attached()
-            .is_ok_and(|all| all.iter().all(|attached| attached.id == cgroup.id))
-    };
-    if Instance::open(&orphan).is_ok_and(|instance| is_its_own(&instance)) {
-        disable(&orphan).ok()?;
-    }
+    disable_on(&orphan, cgroup.id).ok()?;
     Some(Stale {
         removed: remove_empty(path).is_ok(),
         cgroup: path.to_owned(),

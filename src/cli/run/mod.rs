@@ -86,13 +86,21 @@ fn accelerated(context: &Context, args: &Args, report: &mut Report) -> Result<u8
     for failure in &remains.failures {
         say(format_args!("sockaccel: {failure}"));
     }
-    let status = ended?;
+    let exit_status = ended?;
+    let stats = match counters {
+        Ok(stats) => stats,
+        // Somebody has disabled it meanwhile; the exit status still is the command's.
+        Err(e) => {
+            say(format_args!("sockaccel: no summary: {e}"));
+            return Ok(exit_status);
+        }
+    };
     let summary = Summary {
         command: &args.command,
         instance: &place.instance,
-        status,
+        status: exit_status,
         elapsed,
-        stats: counters.map_err(failed)?,
+        stats,
         remains,
     };
     let text = if context.output.json {
@@ -104,7 +112,7 @@ fn accelerated(context: &Context, args: &Args, report: &mut Report) -> Result<u8
     if let Err(e) = report.write(&text) {
         say(format_args!("sockaccel: {e}"));
     }
-    Ok(status)
+    Ok(exit_status)
 }
 
 /// A failure of `run` itself, as env(1) has it.
