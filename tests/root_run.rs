@@ -40,6 +40,9 @@ const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
 /// Where the "outside" role connects.
 const PEER: &str = "SOCKACCEL_TEST_PEER";
 const ROUNDS: u32 = 50;
+/// For env(1): where the tests are a background job both are ignored, and a shell
+/// cannot trap what was.
+const DEFAULT: &str = "--default-signal=INT,QUIT";
 
 /// A bpffs directory of the test's own, not mounted: `run` does that.
 #[derive(Debug)]
@@ -373,7 +376,7 @@ fn signals_are_the_commands() {
             let script = format!("ulimit -c 0; {action} echo ready; while :; do sleep 0.02; done");
             let mut run = place
                 .run(&[])
-                .args(["sh", "-c", &script])
+                .args(["env", DEFAULT, "sh", "-c", &script])
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
                 .spawn()
@@ -404,11 +407,13 @@ fn an_interrupt_of_the_terminal_comes_once() {
     let count = place.summary_file("count");
     let count = count.display();
     let inner = format!(
-        "trap 'echo x >>{count}' INT; touch {count}; n=0; \
-         while [ $n -lt 20 ]; do sleep 0.05; [ -s {count} ] && n=$((n + 1)); done; exit 9"
+        "trap 'echo x >>{count}' INT; touch {count}; n=0; i=0; \
+         while [ $n -lt 20 ] && [ $i -lt 600 ]; do \
+         sleep 0.05; i=$((i + 1)); [ -s {count} ] && n=$((n + 1)); done; exit 9"
     );
     let run = format!(
-        "trap : INT; {BINARY} run --bpffs {} --allow fionread -- sh -c \"$INNER\"; echo status=$?",
+        "trap : INT; {BINARY} run --bpffs {} --allow fionread -- \
+         env {DEFAULT} sh -c \"$INNER\"; echo status=$?",
         place.bpffs().display()
     );
     let mut script = Command::new("script")
