@@ -1,0 +1,184 @@
+//! What people read.
+
+use std::fmt::Write as _;
+
+use super::document::Document;
+use super::options::{Mode, Workload};
+use super::result::{CellResult, ModeResult, Path};
+use super::stats::Summary;
+use super::targets::Outcome;
+use crate::output::table;
+
+const COLUMNS: [&str; 13] = [
+    "cell",
+    "mode",
+    "rate",
+    "ratio",
+    "95 %",
+    "p50",
+    "p99",
+    "p99.9",
+    "cpu/op",
+    "switches/op",
+    "redirected",
+    "packets/msg",
+    "path",
+];
+/// Targets that are listed one by one.
+const LISTED: usize = 20;
+
+/// The table of all cells, and what there is to say about it.
+pub fn of(document: &Document) -> String {
+    let rows = document.cells.iter().flat_map(rows_of);
+    let mut text = table(&COLUMNS, rows);
+    text.push_str(
+        "\n\nrate: operations per second, of streams bytes per second; ratio: to plain TCP, median \
+         of the rounds,\nwith its 95 % interval; latencies and CPU time in microseconds, of both \
+         programs; path: by what way the bytes\nwent, by the counters of sockaccel (redirected, \
+         a part of all bytes) and of the interfaces (packets per message).\n",
+    );
+    for line in notes(document) {
+        let _ = write!(text, "\n{line}");
+    }
+    text
+}
+
+fn rows_of(result: &CellResult) -> Vec<[String; 13]> {
+    let mut name = result.cell.to_string();
+    result
+        .modes
+        .iter()
+        .map(|mode| row(result, mode, std::mem::take(&mut name)))
+        .collect()
+}
+
+fn row(result: &CellResult, mode: &ModeResult, cell: String) -> [String; 13] {
+    let dash = || "-".to_owned();
+    let median = |of: Option<Summary>, digits: usize| {
+        of.map_or_else(dash, |of| format!("{:.digits$}", of.median))
+    };
+    let latency = |of: fn(&super::sample::Latency) -> f64| {
+        mode.latency_us
+            .as_ref()
+            .map_or_else(dash, |latency| format!("{:.1}", of(latency)))
+    };
+    let share = |of: Option<f64>| of.map_or_else(dash, |of| format!("{of:.3}"));
+    let rate = match result.cell.workload {
+        Workload::Stream | Workload::SlowReader => mode
+            .bytes_per_second
+            .map_or_else(dash, |of| format!("{}B/s", scaled(of.median))),
+        _ => mode
+            .rate
+            .map_or_else(dash, |of| format!("{}/s", scaled(of.median))),
+    };
+    [
+        cell,
+        mode.mode.name().to_owned(),
+        mode.failed.as_ref().map_or(rate, |_| "failed".to_owned()),
+        median(mode.ratio, 3),
+        mode.ratio
+            .map_or_else(dash, |of| format!("{:.2}-{:.2}", of.low, of.high)),
+        latency(|of| of.p50),
+        latency(|of| of.p99),
+        latency(|of| of.p999),
+        median(mode.cpu_us, 2),
+        median(mode.switches, 2),
+        share(mode.redirected),
+        mode.interface_packets
+            .map_or_else(dash, |of| format!("{of:.2}")),
+        path(result, mode),
+    ]
+}
+
+/// A figure that is not one of an accelerated connection says so.
+fn path(result: &CellResult, mode: &ModeResult) -> String {
+    let name = mode.path.map_or("-", Path::name);
+    if mode.mode == Mode::Sockaccel && result.missed_redirect().is_some() {
+        format!("{name}: NOT ACCELERATED")
+    } else {
+        name.to_owned()
+    }
+}
+
+fn notes(document: &Document) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(noise) = document.noise {
+        notes.push(format!(
+            "noise: plain TCP against itself is {:.3}, and within {:.3} of 1 in 95 % of the cells",
+            noise.ratio.median, noise.floor
+        ));
+    }
+    for cell in &document.cells {
+        for verdict in &cell.verdict_ns {
+            if let Some(ns) = verdict.ns {
+                notes.push(format!(
+                    "{}: {} takes {ns:.0} ns per message",
+                    cell.cell, verdict.program
+                ));
+            }
+        }
+    }
+    let targets = document.targets;
+    notes.push(format!(
+        "targets: {} met, {} missed, {} undecided",
+        targets.met, targets.missed, targets.undecided
+    ));
+    let short = document.cells.iter().flat_map(|cell| {
+        let open = |target: &&super::targets::Target| target.verdict != Outcome::Met;
+        cell.targets.iter().filter(open).map(|target| {
+            format!(
+                "  {}: {}: {:.3}, at {} {}: {}",
+                cell.cell,
+                target.what,
+                target.measured,
+                if target.at_most { "most" } else { "least" },
+                target.want,
+                target.verdict.name()
+            )
+        })
+    });
+    let short: Vec<String> = short.collect();
+    let more = short.len().saturating_sub(LISTED);
+    notes.extend(short.into_iter().take(LISTED));
+    if more > 0 {
+        notes.push(format!("  and {more} more, in --json and --report"));
+    }
+    if !document.left_out.is_empty() {
+        notes.push(format!(
+            "left out, for want of time: {} of {} cells, the first of them {}",
+            document.left_out.len(),
+            document.left_out.len() + document.cells.len(),
+            document.left_out[0]
+        ));
+    }
+    notes
+}
+
+/// `12345` as `12.3k`.
+pub fn scaled(number: f64) -> String {
+    for (unit, name) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
+        if number >= unit {
+            return format!("{:.3}{name}", number / unit);
+        }
+    }
+    format!("{number:.1}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scaled;
+
+    #[test]
+    fn numbers_are_scaled() {
+        for (number, text) in [
+            (0.5, "0.5"),
+            (999.0, "999.0"),
+            (1000.0, "1.000k"),
+            (12_345.0, "12.345k"),
+            (2.5e6, "2.500M"),
+            (1.5e10, "15.000G"),
+        ] {
+            assert_eq!(scaled(number), text);
+        }
+    }
+}
