@@ -27,6 +27,9 @@ pub enum Error {
     /// The object is not what the operation needs (exit status 1).
     #[error("{0}")]
     Failed(String),
+    /// What was printed says itself that not all of it counts (exit status 1).
+    #[error("{0}")]
+    Void(String),
     /// A system call failed (exit status 1, or 6 when it was denied).
     #[error("cannot {operation} {object}: {source}{}", hint_line(.hint, .source))]
     Os {
@@ -54,7 +57,7 @@ impl Error {
             Self::NotEnabled { .. } => 4,
             Self::Privileges(_) => 6,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
-            Self::Failed(_) | Self::Os { .. } => 1,
+            Self::Failed(_) | Self::Void(_) | Self::Os { .. } => 1,
         }
     }
 

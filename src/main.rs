@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use sockaccel::cli::{Cli, asks_for_json};
+use sockaccel::error::Error;
 use sockaccel::output::{say, write};
 
 fn main() -> ExitCode {
@@ -18,7 +19,8 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if json {
+            // One document is enough.
+            if json && !matches!(error, Error::Void(_)) {
                 print_json(error.exit_code(), &error.to_string());
             }
             say(format_args!("sockaccel: {error}"));

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::Measured;
@@ -48,6 +49,10 @@ pub struct Document {
     pub cells: Vec<CellResult>,
     /// What there was no time for.
     pub left_out: Vec<Cell>,
+    /// What keeps figures from counting.
+    pub void: Vec<String>,
+    /// The signal that ended it, if one did.
+    pub interrupted: Option<&'static str>,
 }
 
 /// How far plain TCP is from itself: what a difference has to exceed.
@@ -71,8 +76,14 @@ pub struct Targets {
 }
 
 impl Document {
-    pub(super) fn new(options: &Options, measured: Measured, took: Duration) -> Self {
+    pub(super) fn new(
+        options: &Options,
+        measured: Measured,
+        took: Duration,
+        interrupted: Option<Signal>,
+    ) -> Self {
         let Measured { cells, left_out } = measured;
+        let void = cells.iter().flat_map(CellResult::void).collect();
         let mut targets = Targets::default();
         for target in cells.iter().flat_map(|cell| &cell.targets) {
             match target.verdict {
@@ -100,12 +111,9 @@ impl Document {
             targets,
             cells,
             left_out,
+            void,
+            interrupted: interrupted.map(Signal::as_str),
         }
-    }
-
-    /// What keeps figures from counting.
-    pub fn void(&self) -> Vec<String> {
-        self.cells.iter().flat_map(CellResult::void).collect()
     }
 }
 

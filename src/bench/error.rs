@@ -47,11 +47,8 @@ pub enum Error {
     /// The report could not be written.
     #[error("bench: cannot write {0}: {1}")]
     Write(String, #[source] io::Error),
-    /// Figures are there, but some of them do not count.
-    #[error("bench: {}", .0.join("\n  "))]
-    Void(Vec<String>),
     /// SIGINT, SIGTERM or SIGHUP.
-    #[error("bench: interrupted by {0}; everything made for it is removed")]
+    #[error("bench: interrupted by {0}")]
     Interrupted(Signal),
 }
 
@@ -74,7 +71,7 @@ impl From<Error> for crate::error::Error {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
-            Error::Usage(_) => Self::Usage(text),
+            Error::Usage(_) | Error::Command { code: Some(2), .. } => Self::Usage(text),
             Error::Io(_, source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 Self::Privileges(format!("{text}\n  As root:  sudo sockaccel bench ..."))
             }

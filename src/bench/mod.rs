@@ -7,6 +7,7 @@ mod accelerator;
 mod cgroup;
 mod document;
 mod error;
+mod html;
 mod lab;
 mod netns;
 mod options;
@@ -17,6 +18,7 @@ mod result;
 mod sample;
 mod site;
 mod stats;
+mod svg;
 mod table;
 mod targets;
 mod watch;
@@ -49,11 +51,39 @@ const ENOUGH_ROUNDS: u32 = 3;
 ///
 /// # Errors
 ///
-/// [`Error::Void`] when some of the figures printed do not count,
-/// [`Error::Interrupted`] when they are not all; anything else when there are
-/// none.
+/// [`Void`](crate::error::Error::Void) when some of the figures printed do not
+/// count, or not all were measured; anything else when there are none.
 pub fn run(options: &Options, output: Output) -> crate::error::Result<()> {
     let plan = Plan::new(options)?;
+    if let Some(path) = &options.report {
+        html::check(path)?;
+    }
+    announce(options, &plan);
+    let began = Instant::now();
+    let mut measured = Measured::default();
+    let interrupted = {
+        let lab = Lab::set_up(options, &plan)?;
+        match measured.all(options, &plan, &lab) {
+            Ok(()) => None,
+            Err(Error::Interrupted(signal)) if !measured.cells.is_empty() => Some(signal),
+            Err(err) => return Err(err.into()),
+        }
+    };
+    let document = Document::new(options, measured, began.elapsed(), interrupted);
+    if let Some(path) = &options.report {
+        html::write(path, &document)?;
+    }
+    output.print(&document, || table::of(&document))?;
+    let void = match interrupted {
+        Some(signal) => Error::Interrupted(signal).to_string(),
+        None if document.void.is_empty() => return Ok(()),
+        None => format!("bench: {}", document.void.join("\n  ")),
+    };
+    Err(crate::error::Error::Void(void))
+}
+
+/// How long it will take, where that is long.
+fn announce(options: &Options, plan: &Plan) {
     let estimate = plan.estimate();
     if options.max_time.is_none() && estimate > LONG {
         say(format_args!(
@@ -61,23 +91,6 @@ pub fn run(options: &Options, output: Output) -> crate::error::Result<()> {
             plan.cells.len(),
             estimate.as_secs().div_ceil(60)
         ));
-    }
-    let began = Instant::now();
-    let mut measured = Measured::default();
-    let interrupted = {
-        let lab = Lab::set_up(options, &plan)?;
-        match measured.all(options, &plan, &lab) {
-            Ok(()) => None,
-            Err(stopped @ Error::Interrupted(_)) if !measured.cells.is_empty() => Some(stopped),
-            Err(err) => return Err(err.into()),
-        }
-    };
-    let document = Document::new(options, measured, began.elapsed());
-    output.print(&document, || table::of(&document))?;
-    match (interrupted, document.void()) {
-        (Some(stopped), _) => Err(stopped.into()),
-        (None, void) if void.is_empty() => Ok(()),
-        (None, void) => Err(Error::Void(void).into()),
     }
 }
 

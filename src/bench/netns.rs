@@ -109,7 +109,8 @@ impl Namespace {
                 output.status,
                 String::from_utf8_lossy(&output.stderr).trim()
             ),
-            code: output.status.code(),
+            // Not one of ours.
+            code: None,
         })
     }
 

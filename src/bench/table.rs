@@ -9,7 +9,8 @@ use super::stats::Summary;
 use super::targets::Outcome;
 use crate::output::table;
 
-const COLUMNS: [&str; 13] = [
+/// What is said about each mode of a cell.
+pub const COLUMNS: [&str; 13] = [
     "cell",
     "mode",
     "rate",
@@ -43,7 +44,8 @@ pub fn of(document: &Document) -> String {
     text
 }
 
-fn rows_of(result: &CellResult) -> Vec<[String; 13]> {
+/// A row for each mode; the first one names the cell.
+pub fn rows_of(result: &CellResult) -> Vec<[String; 13]> {
     let mut name = result.cell.to_string();
     result
         .modes
@@ -108,15 +110,8 @@ fn notes(document: &Document) -> Vec<String> {
             noise.ratio.median, noise.floor
         ));
     }
-    for cell in &document.cells {
-        for verdict in &cell.verdict_ns {
-            if let Some(ns) = verdict.ns {
-                notes.push(format!(
-                    "{}: {} takes {ns:.0} ns per message",
-                    cell.cell, verdict.program
-                ));
-            }
-        }
+    for program in ["sa_skmsg", "tb_skmsg"] {
+        notes.extend(verdict(document, program));
     }
     let targets = document.targets;
     notes.push(format!(
@@ -152,6 +147,20 @@ fn notes(document: &Document) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// What one run of a program takes, over all cells.
+fn verdict(document: &Document, program: &str) -> Option<String> {
+    let verdicts = document.cells.iter().flat_map(|cell| &cell.verdict_ns);
+    let ns: Vec<f64> = verdicts
+        .filter(|verdict| verdict.program == program)
+        .filter_map(|verdict| verdict.ns)
+        .collect();
+    let of = Summary::of(&ns)?;
+    Some(format!(
+        "{program}: {:.0} ns per message ({:.0} - {:.0} in the cells), the cost of counting included",
+        of.median, of.min, of.max
+    ))
 }
 
 /// `12345` as `12.3k`.
