@@ -10,7 +10,6 @@ use super::Measured;
 use super::options::{Mode, Options, Wait};
 use super::plan::Cell;
 use super::result::CellResult;
-use super::sample::float;
 use super::stats::Summary;
 use super::targets::Outcome;
 
@@ -60,7 +59,7 @@ pub struct Document {
 pub struct Noise {
     /// Of the medians of all cells.
     pub ratio: Summary,
-    /// Distance from 1 that 95 % of the cells keep.
+    /// How far from 1 the 95 % interval of it reaches, in the median cell.
     pub floor: f64,
 }
 
@@ -119,21 +118,16 @@ impl Document {
 
 impl Noise {
     fn of(cells: &[CellResult]) -> Option<Self> {
-        let ratios: Vec<f64> = cells
+        let again: Vec<Summary> = cells
             .iter()
-            .filter_map(|cell| Some(cell.mode(Mode::TcpAgain)?.ratio?.median))
+            .filter_map(|cell| cell.mode(Mode::TcpAgain)?.ratio)
             .collect();
-        let mut distances: Vec<f64> = ratios.iter().map(|ratio| (ratio - 1.0).abs()).collect();
-        distances.sort_by(f64::total_cmp);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "an index, rounded up on purpose"
-        )]
-        let at = (float(distances.len() as u64) * 0.95).ceil() as usize;
+        let medians: Vec<f64> = again.iter().map(|ratio| ratio.median).collect();
+        let reach = |ratio: &Summary| (ratio.high - 1.0).max(1.0 - ratio.low);
+        let reaches: Vec<f64> = again.iter().map(reach).collect();
         Some(Self {
-            ratio: Summary::of(&ratios)?,
-            floor: *distances.get(at.checked_sub(1)?)?,
+            ratio: Summary::of(&medians)?,
+            floor: Summary::of(&reaches)?.median,
         })
     }
 }

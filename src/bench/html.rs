@@ -174,8 +174,8 @@ fn head(page: &mut String, document: &Document, raw: &Path) {
     );
     if let Some(noise) = document.noise {
         paragraph(&format!(
-            "Noise: plain TCP measured again is {:.3} of plain TCP, and within {:.3} of 1 in 95 % \
-             of the cells. Smaller differences mean nothing.",
+            "Noise: plain TCP measured again is {:.3} of plain TCP, and the 95 % interval of that \
+             reaches {:.3} from 1 in the median cell. Smaller differences mean nothing.",
             noise.ratio.median, noise.floor
         ));
     }

@@ -78,8 +78,9 @@ pub struct ModeResult {
     pub interface_bytes: Option<f64>,
     /// Packets that went out of interfaces, per message.
     pub interface_packets: Option<f64>,
-    /// Bytes unread when the measurement was over, the most of any round.
-    pub unread_bytes: u64,
+    /// Of streams: bytes unread when the measurement was over, the most of any
+    /// round.
+    pub unread_bytes: Option<u64>,
     /// Each round.
     pub rounds: Vec<Round>,
 }
@@ -335,7 +336,11 @@ impl ModeResult {
                 .filter(|_| own),
             interface_packets: part(samples.iter().map(|s| s.interfaces.packets).sum(), messages)
                 .filter(|_| own),
-            unread_bytes: samples.iter().map(Sample::unread).max().unwrap_or(0),
+            unread_bytes: samples
+                .iter()
+                .map(Sample::unread)
+                .max()
+                .filter(|_| !cell.workload.answered()),
             rounds,
         }
     }

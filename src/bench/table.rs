@@ -7,7 +7,7 @@ use super::options::{Mode, Workload};
 use super::result::{CellResult, ModeResult, Path};
 use super::stats::Summary;
 use super::targets::Outcome;
-use crate::output::table;
+use crate::output::{columns, wide_table};
 
 /// What is said about each mode of a cell.
 pub const COLUMNS: [&str; 13] = [
@@ -30,8 +30,7 @@ const LISTED: usize = 20;
 
 /// The table of all cells, and what there is to say about it.
 pub fn of(document: &Document) -> String {
-    let rows = document.cells.iter().flat_map(rows_of);
-    let mut text = table(&COLUMNS, rows);
+    let mut text = fitting(document, columns());
     text.push_str(
         "\n\nrate: operations per second, of streams bytes per second; ratio: to plain TCP, median \
          of the rounds,\nwith its 95 % interval; latencies and CPU time in microseconds, of both \
@@ -52,6 +51,40 @@ pub fn rows_of(result: &CellResult) -> Vec<[String; 13]> {
         .iter()
         .map(|mode| row(result, mode, std::mem::take(&mut name)))
         .collect()
+}
+
+/// The first columns to go where there is no room for all, in this order.
+const DISPENSABLE: [&str; 6] = [
+    "p99.9",
+    "switches/op",
+    "cpu/op",
+    "packets/msg",
+    "95 %",
+    "p50",
+];
+
+/// As many columns as fit.
+fn fitting(document: &Document, room: Option<usize>) -> String {
+    let rows: Vec<_> = document.cells.iter().flat_map(rows_of).collect();
+    let mut gone = 0;
+    loop {
+        let stays = |column: &&str| !DISPENSABLE[..gone].contains(column);
+        let header: Vec<&str> = COLUMNS.iter().copied().filter(stays).collect();
+        let rows = rows.iter().map(|row| {
+            let texts = row.iter().zip(COLUMNS);
+            texts
+                .filter(|(_, column)| stays(column))
+                .map(|(text, _)| text.clone())
+                .collect::<Vec<_>>()
+        });
+        let text = wide_table(&header, rows);
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        let fits = room.is_none_or(|room| widest.is_none_or(|widest| widest <= room));
+        if fits || gone == DISPENSABLE.len() {
+            return text;
+        }
+        gone += 1;
+    }
 }
 
 fn row(result: &CellResult, mode: &ModeResult, cell: String) -> [String; 13] {
@@ -106,7 +139,8 @@ fn notes(document: &Document) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(noise) = document.noise {
         notes.push(format!(
-            "noise: plain TCP against itself is {:.3}, and within {:.3} of 1 in 95 % of the cells",
+            "noise: plain TCP against itself is {:.3}; the 95 % interval of that reaches {:.3} from 1 \
+             in the median cell",
             noise.ratio.median, noise.floor
         ));
     }

@@ -45,13 +45,19 @@ struct Client<'a> {
 /// Asks until the time is over and every request is answered.
 pub fn run(options: &PeerOptions, address: &str) -> io::Result<Findings> {
     let piece = options.size.clamp(64 << 10, 256 << 10);
+    // Of streams, what arrives counts, and not what was sent.
+    let at_least = if options.workload.answered() {
+        options.connections.into()
+    } else {
+        0
+    };
     let mut client = Client {
         options,
         address,
         waiter: Waiter::new(options.wait)?,
         pattern: Pattern::new(piece.max(options.size)),
         buffer: vec![0; piece],
-        meter: Meter::new(options.warm_up(), options.seconds()),
+        meter: Meter::new(options.warm_up(), options.seconds(), at_least),
         made: 0,
         going: true,
     };

@@ -59,11 +59,15 @@ enum Phase {
     },
 }
 
+/// How long a measurement may go on for the operations that it must have.
+const EXTENSION: Duration = Duration::from_secs(4);
+
 /// Counts, and knows what phase it is.
 #[derive(Debug)]
 pub struct Meter {
     warm_up: Duration,
     length: Duration,
+    at_least: u64,
     phase: Phase,
     latency: Histogram<u64>,
     operations: u64,
@@ -71,11 +75,13 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Starts with the first [`Meter::tick`].
-    pub fn new(warm_up: Duration, length: Duration) -> Self {
+    /// Starts with the first [`Meter::tick`]. Goes on for longer, within
+    /// reason, where fewer than so many operations have ended.
+    pub fn new(warm_up: Duration, length: Duration, at_least: u64) -> Self {
         Self {
             warm_up,
             length,
+            at_least,
             phase: Phase::Idle,
             latency: histogram(),
             operations: 0,
@@ -101,8 +107,11 @@ impl Meter {
                 bytes: self.findings.received,
             };
         }
-        if let Phase::Measuring { until, .. } = self.phase
+        if let Phase::Measuring {
+            until, operations, ..
+        } = self.phase
             && now >= until
+            && (self.operations - operations >= self.at_least || now >= until + EXTENSION)
         {
             self.close(now);
         }
@@ -221,7 +230,7 @@ mod tests {
     #[test]
     fn only_what_happens_while_measuring_counts() {
         let second = Duration::from_secs(1);
-        let mut meter = Meter::new(second, 2 * second);
+        let mut meter = Meter::new(second, 2 * second, 0);
         let start = Instant::now();
         assert!(meter.tick(start));
         meter.received(100);
@@ -243,5 +252,18 @@ mod tests {
             panic!("{:?}", findings.latency);
         };
         assert!((250_000_000..251_000_000).contains(&ns), "{ns}");
+    }
+
+    #[test]
+    fn it_goes_on_until_enough_has_ended_but_not_for_ever() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        for (ended, over_at) in [(2, 1), (1, 5), (0, 5)] {
+            let mut meter = Meter::new(Duration::ZERO, second, 2);
+            assert!(meter.tick(start));
+            meter.ended(ended);
+            let going = (1..=10).take_while(|&n| meter.tick(start + n * second));
+            assert_eq!(going.count() + 1, over_at, "{ended} ended");
+        }
     }
 }

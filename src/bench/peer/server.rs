@@ -55,7 +55,7 @@ pub fn run(options: &PeerOptions, address: &str) -> io::Result<Findings> {
         free: VecDeque::new(),
         pattern: Pattern::new(piece.max(options.size)),
         buffer: vec![0; piece],
-        meter: Meter::new(options.warm_up(), options.seconds()),
+        meter: Meter::new(options.warm_up(), options.seconds(), 0),
     };
     println!("{found_at}");
     let mut more_to_come = true;
