@@ -38,6 +38,9 @@ pub enum Error {
     /// The object is not what the operation needs (exit status 1).
     #[error("{0}")]
     Failed(String),
+    /// What was printed says itself that not all of it counts (exit status 1).
+    #[error("{0}")]
+    Void(String),
     /// A system call failed (exit status 1, or 6 when it was denied).
     #[error("cannot {operation} {object}: {source}{}", hint_line(.hint, .source))]
     Os {
@@ -67,7 +70,7 @@ impl Error {
             Self::Privileges(_) => 6,
             Self::Run { status, .. } => *status,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
-            Self::Failed(_) | Self::Os { .. } => 1,
+            Self::Failed(_) | Self::Void(_) | Self::Os { .. } => 1,
         }
     }
 
@@ -107,7 +110,7 @@ impl Error {
     /// Whether the command has printed its own JSON, or must not print any:
     /// standard output belongs to what `run` runs.
     pub fn is_told(&self) -> bool {
-        matches!(self, Self::NotHeld(_) | Self::Run { .. })
+        matches!(self, Self::NotHeld(_) | Self::Void(_) | Self::Run { .. })
     }
 
     /// The file does not exist.

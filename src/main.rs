@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
+            // One document is enough.
             if json && !error.is_told() {
                 print_json(error.exit_code(), &error.to_string());
             }

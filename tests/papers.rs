@@ -166,6 +166,7 @@ fn exit_codes() -> BTreeSet<u8> {
         | Error::Run { .. }
         | Error::Privileges(_)
         | Error::Failed(_)
+        | Error::Void(_)
         | Error::Os { .. } => error.exit_code(),
     };
     let denied = io::ErrorKind::PermissionDenied.into();
@@ -178,6 +179,7 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::NotHeld(String::new()),
         Error::Privileges(String::new()),
         Error::Failed(String::new()),
+        Error::Void(String::new()),
         Error::os("open", "it", denied),
         Error::os("open", "it", io::ErrorKind::Other.into()),
     ]
@@ -201,7 +203,13 @@ fn exit_statuses_are_those_of_the_manual() {
 fn json_fields_of_the_manual_are_printed_somewhere() {
     let documented = after(&section("JSON FIELDS"), "Li");
     let mut source = String::new();
-    for file in ["src/main.rs", "src/cli", "src/maps", "src/doctor"] {
+    for file in [
+        "src/main.rs",
+        "src/cli",
+        "src/maps",
+        "src/doctor",
+        "src/bench",
+    ] {
         read_into(
             &Path::new(env!("CARGO_MANIFEST_DIR")).join(file),
             &mut source,

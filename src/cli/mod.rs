@@ -95,7 +95,7 @@ enum Command {
     #[command(subcommand, visible_alias = "policies")]
     Policy(policy::Verb),
     /// How much faster it is here, as ratios to plain TCP
-    Bench(bench::Options),
+    Bench(Box<bench::Options>),
     /// One of the two programs of a benchmark
     #[command(name = bench::PEER_COMMAND, hide = true)]
     BenchPeer(bench::PeerOptions),
@@ -181,8 +181,8 @@ impl Cli {
             Command::Identity(verb) => identity::run(&context, &verb),
             Command::Service(verb) => service::run(&context, &verb),
             Command::Bench(mut options) => {
-                options.json = context.output.json;
-                Ok(bench::run(&options)?)
+                options.bpffs.clone_from(&context.place.bpffs);
+                bench::run(&options, context.output)
             }
             Command::BenchPeer(options) => {
                 bench::run_peer(&options).map_err(|e| Error::os("take part in", "the benchmark", e))
