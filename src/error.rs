@@ -21,6 +21,15 @@ pub enum Error {
         /// Name of the instance.
         instance: String,
     },
+    /// The command has printed what it found, and that is a failure, of this
+    /// exit status.
+    #[error("{text}")]
+    Found {
+        /// The exit status.
+        exit_code: u8,
+        /// What failed, for people.
+        text: String,
+    },
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
@@ -52,10 +61,16 @@ impl Error {
             Self::Refused(_) => 3,
             Self::EnableRefused(refusal) => refusal.exit_code(),
             Self::NotEnabled { .. } => 4,
+            Self::Found { exit_code, .. } => *exit_code,
             Self::Privileges(_) => 6,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
             Self::Failed(_) | Self::Os { .. } => 1,
         }
+    }
+
+    /// Whether standard output has it already.
+    pub fn is_printed(&self) -> bool {
+        matches!(self, Self::Found { .. })
     }
 
     /// A failed system call on an object that has a name.

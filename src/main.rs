@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if json {
+            if json && !error.is_printed() {
                 print_json(error.exit_code(), &error.to_string());
             }
             say(format_args!("sockaccel: {error}"));

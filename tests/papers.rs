@@ -162,6 +162,7 @@ fn exit_codes() -> BTreeSet<u8> {
         | Error::Refused(_)
         | Error::EnableRefused(_)
         | Error::NotEnabled { .. }
+        | Error::Found { .. }
         | Error::Privileges(_)
         | Error::Failed(_)
         | Error::Os { .. } => error.exit_code(),

@@ -3,6 +3,7 @@
 
 mod addr;
 mod disable;
+mod doctor;
 mod dump;
 mod enable;
 mod endpoint;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::bench;
+use crate::doctor::behaviour;
 use crate::error::{Error, Result};
 use crate::output::{self, Output};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
@@ -65,6 +67,8 @@ enum Command {
     Disable(disable::Args),
     /// Whether it runs, and why connections are not accelerated
     Status,
+    /// What this machine can do, tried out; changes nothing
+    Doctor(doctor::Args),
     /// Counters
     #[command(visible_alias = "stat")]
     Stats,
@@ -88,6 +92,9 @@ enum Command {
     /// One of the two programs of a benchmark
     #[command(name = bench::PEER_COMMAND, hide = true)]
     BenchPeer(bench::PeerOptions),
+    /// One check of doctor
+    #[command(name = behaviour::PEER_COMMAND, hide = true)]
+    DoctorPeer(behaviour::PeerOptions),
 }
 
 /// Whether a command line that could not be parsed asks for JSON: its error is
@@ -135,6 +142,9 @@ impl Cli {
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
             Command::Status => status::run(&context),
+            Command::Doctor(args) => doctor::run(&context, &args),
+            Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)
+                .map_err(|e| Error::os("take part in", "doctor", e)),
             Command::Stats => stats::run(&context),
             Command::Dump(what) => dump::run(&context, what),
             Command::Endpoint(verb) => endpoint::run(&context, &verb),

@@ -1,20 +1,35 @@
 //! What this machine can do, found out before anything is changed.
+//!
+//! `enable` makes the cheap probes ([`examine`]); `doctor` makes all of them
+//! and looks at how accelerated connections behave, and at what surrounds them
+//! ([`diagnose`]).
 
+pub mod behaviour;
 pub mod features;
+pub mod finding;
 pub mod fionread;
+mod guard;
 mod map;
 pub mod privileges;
 mod refusal;
 mod risk;
+pub mod surroundings;
 pub mod versions;
 
 use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use features::Feature;
 use features::State;
+use finding::Finding;
+use finding::Topic;
+use finding::Verdict;
 use fionread::Fionread;
+use guard::Guard;
+use guard::Stop;
 pub use refusal::Refusal;
 pub use refusal::WayOut;
 pub use risk::Risk;
@@ -23,6 +38,8 @@ pub use risk::VARIABLE;
 use versions::Bug;
 use versions::Kernel;
 use versions::Severity;
+
+use crate::state::Place;
 
 /// Every probe's result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -85,6 +102,74 @@ pub fn before_enable<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Result<
     match report.refusal(cgroups, allowed) {
         Some(refusal) => Err(refusal),
         None => Ok(report),
+    }
+}
+
+/// What everything that `doctor` does may take, cleaning up not included.
+const TIME: Duration = Duration::from_secs(9);
+
+/// All that `doctor` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    /// The worst of all results.
+    pub result: Verdict,
+    /// A row for each thing looked at.
+    pub checks: Vec<Finding>,
+    /// The probes of `enable`.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// Every topic that `doctor` has rows about, in its order.
+pub fn topics() -> impl Iterator<Item = Topic> {
+    let behaviour = behaviour::CHECKS.iter().map(|check| check.topic);
+    surroundings::TOPICS.iter().copied().chain(behaviour)
+}
+
+/// Makes all probes and checks. The instance of the checks is made on the
+/// bpffs of `place`; `cgroups` are only looked at.
+///
+/// # Errors
+///
+/// When a signal ends it, with everything cleaned up.
+pub fn diagnose(
+    place: &Place,
+    cgroups: &[PathBuf],
+    allowed: &[Risk],
+) -> crate::error::Result<Diagnosis> {
+    let stopped = |stop: Stop| crate::error::Error::Failed(format!("doctor: {stop}"));
+    let guard = Guard::new(TIME).map_err(|e| stopped(e.into()))?;
+    let report = examine();
+    guard.check().map_err(stopped)?;
+    let mut checks =
+        surroundings::look(&guard, &report, cgroups, &place.bpffs, allowed).map_err(stopped)?;
+    checks.extend(if report.usable() {
+        behaviour::run(&guard, place, allowed).map_err(stopped)?
+    } else {
+        behaviour::none("BPF cannot be used")
+    });
+    let worst = |finding: &Finding| match finding.result {
+        Verdict::Ok => 0,
+        Verdict::NotChecked => 1,
+        Verdict::Differs => 2,
+        Verdict::Fails => 3,
+    };
+    let result = checks.iter().max_by_key(|finding| worst(finding));
+    Ok(Diagnosis {
+        result: result.map_or(Verdict::NotChecked, |finding| finding.result),
+        checks,
+        report,
+    })
+}
+
+impl Diagnosis {
+    /// Names of the checks that fail.
+    pub fn failed(&self) -> Vec<&'static str> {
+        self.checks
+            .iter()
+            .filter(|finding| finding.result == Verdict::Fails)
+            .map(|finding| finding.check)
+            .collect()
     }
 }
 

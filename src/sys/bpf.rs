@@ -21,6 +21,10 @@ pub enum AttachType {
     CgroupConnect6,
     /// `BPF_SK_MSG_VERDICT`
     SkMsgVerdict,
+    /// `BPF_CGROUP_INET_INGRESS`
+    CgroupIngress,
+    /// `BPF_CGROUP_INET_EGRESS`
+    CgroupEgress,
 }
 
 impl AttachType {
@@ -31,6 +35,8 @@ impl AttachType {
             Self::CgroupConnect4 => libbpf_sys::BPF_CGROUP_INET4_CONNECT,
             Self::CgroupConnect6 => libbpf_sys::BPF_CGROUP_INET6_CONNECT,
             Self::SkMsgVerdict => libbpf_sys::BPF_SK_MSG_VERDICT,
+            Self::CgroupIngress => libbpf_sys::BPF_CGROUP_INET_INGRESS,
+            Self::CgroupEgress => libbpf_sys::BPF_CGROUP_INET_EGRESS,
         }
     }
 }
@@ -158,6 +164,40 @@ pub fn next_key(
         libbpf_sys::bpf_map_get_next_key(map.as_raw_fd(), from.cast(), next.as_mut_ptr().cast())
     };
     match check(ret) {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `BPF_PROG_QUERY`: ids of the programs that run for a cgroup, those attached
+/// above it included.
+pub fn programs_on(cgroup: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<Vec<u32>> {
+    // The kernel attaches 64 to a cgroup at most, and cgroups nest.
+    let mut ids = vec![0_u32; 1024];
+    let mut count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+    // SAFETY: `ids` has room for `count` ids, and both outlive the call; flags
+    // of the attachment are not asked for.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_query(
+            cgroup.as_raw_fd(),
+            attach_type.raw(),
+            libbpf_sys::BPF_F_QUERY_EFFECTIVE,
+            std::ptr::null_mut(),
+            ids.as_mut_ptr(),
+            &raw mut count,
+        )
+    };
+    check(ret)?;
+    ids.truncate(count as usize);
+    Ok(ids)
+}
+
+/// `BPF_PROG_GET_NEXT_ID`: the id after this one. Needs `CAP_SYS_ADMIN`.
+pub fn next_program(id: u32) -> io::Result<Option<u32>> {
+    let mut next = 0;
+    // SAFETY: the kernel writes one id.
+    match check(unsafe { libbpf_sys::bpf_prog_get_next_id(id, &raw mut next) }) {
         Ok(_) => Ok(Some(next)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -3,5 +3,6 @@
 pub mod bpf;
 pub mod bpf_stats;
 pub mod probe;
+pub mod signal;
 pub mod tcp;
 pub mod textbook;

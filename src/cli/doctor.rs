@@ -1,0 +1,76 @@
+//! `doctor`
+
+use std::path::PathBuf;
+
+use super::Context;
+use crate::doctor::{self, Diagnosis, Risk};
+use crate::error::{Error, Result};
+use crate::output::table;
+use crate::state::cgroup::Cgroup;
+
+/// Options of `doctor`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Tries what accelerated connections do on this kernel, in a network namespace, a cgroup and an
+instance of its own, which are gone when it ends. Takes some seconds.
+
+Example:  sockaccel doctor --cgroup /sys/fs/cgroup/web")]
+pub struct Args {
+    /// A cgroup v2 to look at for programs of others [default: the top of the hierarchy]
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<PathBuf>,
+    /// A risk that is accepted, and does not fail
+    #[arg(long, value_name = "RISK", value_delimiter = ',')]
+    allow: Vec<Risk>,
+}
+
+/// Runs `doctor`.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let cgroups = args
+        .cgroups
+        .iter()
+        .map(|path| Ok(Cgroup::open(path)?.path))
+        .collect::<Result<Vec<_>>>()?;
+    let allowed = [
+        Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
+        args.allow.clone(),
+    ]
+    .concat();
+    let diagnosis = doctor::diagnose(&context.place, &cgroups, &allowed)?;
+    context
+        .output
+        .print(&diagnosis, || for_people(&diagnosis))?;
+    let failed = diagnosis.failed();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let report = &diagnosis.report;
+    let privileges = !report.missing_capabilities.is_empty() || report.forbidden.is_some();
+    let way_out = report
+        .risks
+        .iter()
+        .filter(|risk| !allowed.contains(risk))
+        .map(|risk| format!("\n  To accept it where no such program runs:  --allow {risk}"))
+        .collect::<String>();
+    Err(Error::Found {
+        exit_code: if privileges { 6 } else { 3 },
+        text: format!("doctor: {} fails{way_out}", failed.join(", ")),
+    })
+}
+
+/// What is not as it should be comes with what that means.
+fn for_people(diagnosis: &Diagnosis) -> String {
+    let rows = diagnosis.checks.iter().map(|finding| {
+        let object = finding.object.as_deref();
+        [
+            finding.check.to_owned(),
+            finding.result.to_string(),
+            object.map_or_else(
+                || finding.found.clone(),
+                |object| format!("{object}: {}", finding.found),
+            ),
+            finding.meaning.clone(),
+        ]
+    });
+    table(&["check", "result", "found", "meaning"], rows)
+}
