@@ -7,11 +7,12 @@ use libbpf_rs::ErrorKind;
 use libbpf_rs::MapType;
 
 use super::map;
+use crate::state::tracefs;
 
 /// Capabilities that enabling needs, in the order they are reported:
 /// to load programs and create maps; to attach to a cgroup and to use socket
-/// maps; to read kernel memory from programs; to mount bpffs and to look
-/// programs up by id.
+/// maps; to read kernel memory from programs and to attach to a tracepoint;
+/// and, where tracefs or bpffs has to be mounted first, to mount.
 pub const NEEDED: [Capability; 4] = [
     Capability::CAP_BPF,
     Capability::CAP_NET_ADMIN,
@@ -19,20 +20,23 @@ pub const NEEDED: [Capability; 4] = [
     Capability::CAP_SYS_ADMIN,
 ];
 
-/// Those of [`NEEDED`] that the calling thread lacks.
+/// Those of [`NEEDED`] that the calling thread lacks. A bpffs that is missing
+/// is told of when it is mounted.
 pub fn missing() -> Vec<Capability> {
     // What cannot be read is not held.
-    missing_from(&caps::read(None, CapSet::Effective).unwrap_or_default())
+    let held = caps::read(None, CapSet::Effective).unwrap_or_default();
+    missing_from(&held, !tracefs::is_visible())
 }
 
 /// `CAP_SYS_ADMIN` stands in for the two that were split off it in Linux 5.8
 /// (a17b53c4a4b5, 980737282232).
-fn missing_from(held: &CapsHashSet) -> Vec<Capability> {
+fn missing_from(held: &CapsHashSet, to_mount: bool) -> Vec<Capability> {
     let admin = held.contains(&Capability::CAP_SYS_ADMIN);
     NEEDED
         .into_iter()
         .filter(|needed| match needed {
             Capability::CAP_BPF | Capability::CAP_PERFMON if admin => false,
+            Capability::CAP_SYS_ADMIN if !to_mount => false,
             other => !held.contains(other),
         })
         .collect()
@@ -71,7 +75,13 @@ mod tests {
         ];
         for (held, expected) in cases {
             let set = held.iter().copied().collect();
-            assert_eq!(missing_from(&set), expected, "holding {held:?}");
+            assert_eq!(missing_from(&set, true), expected, "holding {held:?}");
+            let without: Vec<Capability> = expected
+                .iter()
+                .copied()
+                .filter(|capability| *capability != CAP_SYS_ADMIN)
+                .collect();
+            assert_eq!(missing_from(&set, false), without, "holding {held:?}");
         }
     }
 }

@@ -4,7 +4,7 @@ pub mod bpffs;
 pub mod cgroup;
 mod dir;
 mod instance;
-mod tracefs;
+pub mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use instance::{Attached, Change, Instance, Settings};
