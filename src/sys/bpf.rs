@@ -203,3 +203,29 @@ pub fn next_program(id: u32) -> io::Result<Option<u32>> {
         Err(error) => Err(error),
     }
 }
+
+/// `BPF_PROG_QUERY`: how many programs an interface of this network namespace
+/// has as tcx, in both directions; 0 where the kernel has no tcx (before 6.6).
+pub fn programs_on_interface(index: u32) -> io::Result<usize> {
+    let mut sum = 0;
+    for kind in [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS] {
+        let mut count = 0_u32;
+        // SAFETY: without room for ids the kernel writes only their number.
+        let ret = unsafe {
+            libbpf_sys::bpf_prog_query(
+                index.cast_signed(),
+                kind,
+                0,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                &raw mut count,
+            )
+        };
+        match check(ret) {
+            Ok(_) => sum += count as usize,
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(0),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sum)
+}

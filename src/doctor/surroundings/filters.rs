@@ -12,6 +12,7 @@ use super::super::finding::Topic;
 use super::super::finding::Verdict;
 use super::super::guard::Guard;
 use super::super::guard::Stop;
+use crate::sys;
 
 /// nft(8) and iptables(8).
 pub const NETFILTER: Topic = Topic {
@@ -92,22 +93,34 @@ fn rules(ruleset: &Value) -> Vec<String> {
 ///
 /// [`Stop::Interrupted`]
 pub fn tc(guard: &Guard) -> Result<Finding, Stop> {
-    let names = match interfaces(guard) {
-        Ok(names) => names,
+    let interfaces = match interfaces(guard) {
+        Ok(interfaces) => interfaces,
         Err(stop @ Stop::Interrupted(_)) => return Err(stop),
         Err(stop) => return Ok(TC.finding(Verdict::NotChecked, stop.to_string())),
     };
     let mut found = Vec::new();
-    for name in names.iter().take(INTERFACES) {
+    for (name, index) in interfaces.iter().take(INTERFACES) {
+        // tc(8) does not show these.
+        match sys::bpf::programs_on_interface(*index) {
+            Ok(0) => {}
+            Ok(count) => found.push(format!("on {name} tcx: {count}")),
+            Err(error) => {
+                return Ok(TC.finding(Verdict::NotChecked, format!("tcx, bpf(2): {error}")));
+            }
+        }
         for place in ["ingress", "egress", "root"] {
             let mut command = Command::new("tc");
             command.args(["-j", "filter", "show", "dev", name, place]);
             match json(guard, &mut command) {
                 Ok(value) => {
-                    let kinds = value.as_array().into_iter().flatten();
-                    let count = kinds.filter(|f| f.get("options").is_some()).count();
+                    let count = value
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter(is_filter)
+                        .count();
                     if count > 0 {
-                        found.push(format!("{count} on {name} {place}"));
+                        found.push(format!("on {name} {place}: {count}"));
                     }
                 }
                 Err(stop @ Stop::Interrupted(_)) => return Err(stop),
@@ -116,23 +129,33 @@ pub fn tc(guard: &Guard) -> Result<Finding, Stop> {
         }
     }
     if !found.is_empty() {
-        return Ok(TC.finding(Verdict::Differs, format!("filters: {}", found.join(", "))));
+        return Ok(TC.finding(Verdict::Differs, found.join(", ")));
     }
-    if names.len() > INTERFACES {
-        let more = names.len() - INTERFACES;
+    if interfaces.len() > INTERFACES {
+        let more = interfaces.len() - INTERFACES;
         return Ok(TC.finding(Verdict::NotChecked, format!("{more} interfaces more")));
     }
+    let names: Vec<&str> = interfaces.iter().map(|(name, _)| name.as_str()).collect();
     Ok(TC.finding(Verdict::Ok, format!("no filters on {}", names.join(", "))))
 }
 
-/// Those of this network namespace: /sys may show another one's.
-fn interfaces(guard: &Guard) -> Result<Vec<String>, Stop> {
+/// A filter, not the priority that it is in, nor a table for look-ups.
+fn is_filter(shown: &&Value) -> bool {
+    shown["options"].is_object() && shown["options"].get("ht_divisor").is_none()
+}
+
+/// Names and numbers of those of this network namespace: /sys may show another
+/// one's.
+fn interfaces(guard: &Guard) -> Result<Vec<(String, u32)>, Stop> {
     let links = json(guard, Command::new("ip").args(["-j", "link", "show"]))?;
     Ok(links
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|link| Some(link["ifname"].as_str()?.to_owned()))
+        .filter_map(|link| {
+            let index = u32::try_from(link["ifindex"].as_u64()?).ok()?;
+            Some((link["ifname"].as_str()?.to_owned(), index))
+        })
         .collect())
 }
 
