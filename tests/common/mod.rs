@@ -9,6 +9,7 @@
 pub mod books;
 pub mod cgroup;
 pub mod deadline;
+pub mod forge;
 pub mod helper;
 pub mod instance;
 pub mod netns;
