@@ -22,6 +22,7 @@ use common::deadline::Deadline;
 use common::instance::sockaccel;
 use common::netns::Netns;
 use common::other_program::OtherProgram;
+use common::other_program::attached_to;
 use sockaccel::doctor::fionread;
 use sockaccel::doctor::fionread::Fionread;
 use sockaccel::doctor::topics;
@@ -58,7 +59,8 @@ fn traces(pid: u32) -> Vec<String> {
     let processes = processes
         .filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
         .filter(|line| line.split('\0').any(|word| word == name));
-    [in_dir(&mount()), in_dir(Path::new("/sys/fs/bpf/sockaccel"))]
+    let base = Path::new("/sys/fs/bpf/sockaccel");
+    [in_dir(&mount()), in_dir(base)]
         .concat()
         .into_iter()
         .chain(processes)
@@ -114,6 +116,7 @@ fn every_check_is_made_and_the_kernel_behaves() {
     // What this kernel is known to do, as root_semantics.rs asserts it.
     for check in [
         "redirect",
+        "redirect_to_waiting",
         "fionread_redirected",
         "poll",
         "epoll_level",
@@ -258,4 +261,25 @@ fn a_signal_ends_it_with_nothing_left() {
         assert!(said.contains(&format!("interrupted by {signal}")), "{said}");
         assert_eq!(traces(id), Vec::<String>::new());
     }
+}
+
+/// A kill leaves an empty cgroup, and nothing that does anything.
+#[test]
+fn killed_it_leaves_no_instance() {
+    common::require_root();
+    let mut doctor = start(&[]);
+    let id = doctor.id();
+    let peer = peer_of(&doctor);
+    doctor.kill().expect("kill doctor");
+    doctor.wait().expect("doctor ends");
+    let deadline = Deadline::seconds(20);
+    deadline.until("the check to end with it", || {
+        !Path::new(&format!("/proc/{peer}")).exists()
+    });
+    let cgroup = mount().join(format!("sockaccel-doctor-{id}"));
+    deadline.until("the programs to go", || {
+        attached_to(&cgroup).iter().all(Vec::is_empty)
+    });
+    deadline.until("the cgroup to be empty", || fs::remove_dir(&cgroup).is_ok());
+    assert_eq!(traces(id), Vec::<String>::new());
 }

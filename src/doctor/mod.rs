@@ -52,6 +52,9 @@ pub struct Report {
     pub forbidden: Option<String>,
     /// What the programs need; empty where BPF cannot be used.
     pub features: Vec<Feature>,
+    /// Whether the kernel hides its addresses, so that programs which wait in
+    /// epoll(7) are taken for blocking readers.
+    pub symbols_hidden: bool,
     /// Known bugs that the kernel has by its version.
     pub bugs: Vec<&'static Bug>,
     /// Whether FIONREAD can be relied on.
@@ -73,6 +76,7 @@ pub fn examine() -> Report {
         missing_capabilities: missing.iter().map(ToString::to_string).collect(),
         forbidden: None,
         features: Vec::new(),
+        symbols_hidden: privileges::symbols_are_hidden(),
         fionread: Fionread::NotProbed {
             reason: "BPF cannot be used".to_owned(),
         },
@@ -126,8 +130,9 @@ pub fn topics() -> impl Iterator<Item = Topic> {
     surroundings::TOPICS.iter().copied().chain(behaviour)
 }
 
-/// Makes all probes and checks. The instance of the checks is made on the
-/// bpffs of `place`; `cgroups` are only looked at.
+/// Makes all probes and checks. The bpffs of `place` and the `cgroups` are only
+/// looked at. For a command that ends afterwards: it leaves the calling thread
+/// in a mount namespace of its own.
 ///
 /// # Errors
 ///
@@ -242,9 +247,15 @@ impl Report {
             )
         });
         let unknown = self.features_that(|state| matches!(state, State::Unknown(_)));
+        let symbols = self.symbols_hidden.then(|| {
+            "the kernel shows no addresses (kernel.kptr_restrict): programs that wait in epoll are \
+             taken for blocking readers, and are not accelerated; set it to 1 while enabling"
+                .to_owned()
+        });
         let fionread = (self.fionread != Fionread::Right).then(|| self.fionread.to_string());
         bugs.chain(hidden.filter(|_| !self.bugs.is_empty()))
             .chain(unknown.iter().map(ToString::to_string))
+            .chain(symbols)
             .chain(fionread)
             .collect()
     }

@@ -1,5 +1,7 @@
-//! Where the checks take place: a cgroup and an instance of our own, removed
-//! on every way out. The network namespace is each check's own.
+//! Where the checks take place: a cgroup of our own, and an instance on a bpffs
+//! of our own, which waits for no lock of others. Both are removed on every way
+//! out; the bpffs, and with it the instance, goes with this process even when
+//! that is killed. The network namespace is each check's own.
 
 use std::fmt;
 use std::fs;
@@ -10,6 +12,11 @@ use std::process;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
+
+use nix::mount::MsFlags;
+use nix::mount::mount;
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
 
 use super::super::guard::Guard;
 use super::super::guard::Stop;
@@ -60,7 +67,8 @@ pub fn name_instance(command: &mut Command, place: &Place) {
 }
 
 impl<'a> Arena<'a> {
-    /// Makes both, the instance on the bpffs of `place`.
+    /// Makes both. From then on the calling thread is in a mount namespace of its
+    /// own, where the new bpffs covers that of `place`.
     ///
     /// # Errors
     ///
@@ -70,6 +78,8 @@ impl<'a> Arena<'a> {
         let binary = std::env::current_exe().map_err(|e| refused("this program", &e))?;
         let name = format!("doctor-{}", process::id());
         let place = Place::new(&name, &place.bpffs).map_err(|e| refused(&name, &e))?;
+        cover(&place.bpffs)
+            .map_err(|e| refused(&format!("a bpffs on {}", place.bpffs.display()), &e))?;
         let cgroup = make_cgroup().map_err(|e| refused("a cgroup", &e))?;
         // From here on what is left behind goes with it.
         let arena = Self {
@@ -131,6 +141,14 @@ impl Drop for Arena<'_> {
             self.cgroup.display()
         ));
     }
+}
+
+/// Nobody else sees the mount, and it goes with the last process that does.
+fn cover(dir: &Path) -> nix::Result<()> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), none)
 }
 
 fn make_cgroup() -> io::Result<PathBuf> {

@@ -3,6 +3,7 @@
 //! connection, and compared.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io;
 use std::io::Read as _;
 use std::io::Write as _;
@@ -15,10 +16,12 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
@@ -31,6 +34,7 @@ use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrIn;
 use nix::sys::socket::sockopt;
+use nix::unistd::Pid;
 
 use super::Programs;
 use crate::sys;
@@ -199,6 +203,27 @@ pub fn events(fd: impl AsFd, wanted: PollFlags, milliseconds: u16) -> PollFlags 
             Ok(n) if n > 0 => return fds[0].revents().unwrap_or(PollFlags::empty()),
             _ => return PollFlags::empty(),
         }
+    }
+}
+
+/// Waits until a thread of this process is in one of these system calls.
+///
+/// # Errors
+///
+/// When it does not come there, or /proc is not to be read.
+pub fn until_in(thread: Pid, calls: &[libc::c_long]) -> io::Result<()> {
+    let path = format!("/proc/self/task/{thread}/syscall");
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let text = fs::read_to_string(&path)?;
+        let number = text.split(' ').next().and_then(|n| n.trim().parse().ok());
+        if number.is_some_and(|number: libc::c_long| calls.contains(&number)) {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(io::Error::other("a thread does not come to wait"));
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

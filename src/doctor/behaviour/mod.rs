@@ -73,6 +73,9 @@ pub struct Check {
     /// Messages went each way before, so that its own are redirected, or it
     /// shows nothing. Otherwise it begins with data that TCP carries.
     redirected: bool,
+    /// Redirected messages are what it is about: none is no lack of a test, but
+    /// its result.
+    shows_redirect: bool,
     /// The verdict on another story than plain TCP's.
     if_not: Verdict,
     /// What was accepted, if that does not fail.
@@ -95,6 +98,7 @@ const fn check(
         run,
         programs: Programs::EventLoops,
         redirected: true,
+        shows_redirect: false,
         if_not: Verdict::Differs,
         risk: None,
     }
@@ -103,6 +107,7 @@ const fn check(
 /// All checks, in the order in which they run.
 pub const CHECKS: &[Check] = &[
     redirect::CHECK,
+    redirect::TO_WAITING,
     fionread::REDIRECTED,
     fionread::TCP,
     readiness::POLL,
@@ -194,6 +199,15 @@ fn ask(guard: &Guard, arena: &Arena, check: &Check, allowed: &[Risk]) -> Result<
 }
 
 impl Check {
+    fn not_redirected(&self) -> Finding {
+        let verdict = if self.shows_redirect {
+            self.if_not
+        } else {
+            Verdict::NotChecked
+        };
+        self.topic.finding(verdict, "nothing was redirected")
+    }
+
     fn judge(&self, told: &Told, allowed: &[Risk]) -> Finding {
         let (plain, accelerated) = match told {
             Told::NotTried(reason) => {
@@ -204,24 +218,14 @@ impl Check {
                     .topic
                     .finding(Verdict::NotChecked, "the sockets were not enrolled");
             }
-            // The row of its own says that nothing is accelerated.
-            Told::NotRedirected if self.topic.name != redirect::CHECK.topic.name => {
-                return self
-                    .topic
-                    .finding(Verdict::NotChecked, "nothing was redirected");
-            }
-            Told::NotRedirected => {
-                return self.topic.finding(self.if_not, "nothing was redirected");
-            }
+            Told::NotRedirected => return self.not_redirected(),
             Told::Stories {
                 plain,
                 accelerated,
                 redirected,
             } => {
                 if self.redirected && !redirected {
-                    return self
-                        .topic
-                        .finding(Verdict::NotChecked, "nothing was redirected");
+                    return self.not_redirected();
                 }
                 (plain, accelerated)
             }

@@ -1,11 +1,9 @@
 //! A signal, whose handler has `SA_RESTART`, while a program waits in recv(2).
 
-use std::fs;
 use std::io;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use nix::libc;
 use nix::sys::pthread::pthread_kill;
@@ -19,6 +17,7 @@ use super::Programs;
 use super::check;
 use super::link::Link;
 use super::link::received;
+use super::link::until_in;
 use crate::sys;
 
 pub const CHECK: Check = Check {
@@ -42,7 +41,7 @@ fn run(link: &mut Link) -> io::Result<()> {
         received(&b, programs, 10, MsgFlags::empty())
     })?;
     let (thread, tid) = waits.recv().map_err(io::Error::other)?;
-    until_in_recv(tid.as_raw())?;
+    until_in(tid, &[libc::SYS_recvfrom])?;
     for _ in 0..3 {
         if !reader.is_finished() {
             pthread_kill(thread, Signal::SIGUSR1)?;
@@ -54,18 +53,5 @@ fn run(link: &mut Link) -> io::Result<()> {
         .join()
         .map_err(|_| io::Error::other("the reading thread panicked"))?;
     link.note("recv", saw);
-    Ok(())
-}
-
-fn until_in_recv(tid: i32) -> io::Result<()> {
-    let path = format!("/proc/self/task/{tid}/syscall");
-    let end = Instant::now() + Duration::from_secs(1);
-    let number = libc::SYS_recvfrom.to_string();
-    while fs::read_to_string(&path)?.split(' ').next() != Some(&number) {
-        if Instant::now() > end {
-            return Err(io::Error::other("the reader does not come to recv(2)"));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
     Ok(())
 }

@@ -28,6 +28,7 @@ fn verdicts() {
         (&redirect::CHECK, told("x", "x", true), &[], Verdict::Ok),
         (&redirect::CHECK, told("x", "y", true), &[], Fails),
         (&redirect::CHECK, Told::NotRedirected, &[], Fails),
+        (&redirect::TO_WAITING, told("x", "x", false), &[], Fails),
         (&redirect::CHECK, reason(), &[], NotChecked),
         (&readiness::POLL, Told::NotRedirected, &[], NotChecked),
         (&fionread::TCP, Told::NotEnrolled, &[], NotChecked),

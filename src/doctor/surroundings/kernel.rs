@@ -30,6 +30,15 @@ pub const FEATURES: Topic = Topic {
     otherwise: "nothing can be enabled on this kernel",
 };
 
+/// /proc/kallsyms
+pub const SYMBOLS: Topic = Topic {
+    name: "kernel_symbols",
+    sound: "readers that wait in epoll can be told from blocking ones",
+    otherwise: "the kernel shows no addresses: event loops that wait in epoll are taken for \
+                blocking readers, and are not accelerated; give CAP_SYSLOG, and set \
+                kernel.kptr_restrict to 1 or less, while enabling",
+};
+
 /// By version.
 pub const KNOWN_BUGS: Topic = Topic {
     name: "known_bugs",
@@ -52,7 +61,13 @@ pub fn look(report: &Report, allowed: &[Risk]) -> Vec<Finding> {
         None if usable => BPF.finding(Verdict::Ok, "a map was made"),
         None => BPF.finding(Verdict::NotChecked, "capabilities are missing"),
     };
-    vec![capabilities, bpf, features(report), bugs(report, allowed)]
+    let symbols = if report.symbols_hidden {
+        SYMBOLS.finding(Verdict::Fails, "/proc/kallsyms shows no addresses")
+    } else {
+        SYMBOLS.finding(Verdict::Ok, "/proc/kallsyms")
+    };
+    let (features, bugs) = (features(report), bugs(report, allowed));
+    vec![capabilities, bpf, features, symbols, bugs]
 }
 
 fn features(report: &Report) -> Finding {

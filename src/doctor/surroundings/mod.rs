@@ -23,6 +23,7 @@ pub const TOPICS: &[Topic] = &[
     kernel::CAPABILITIES,
     kernel::BPF,
     kernel::FEATURES,
+    kernel::SYMBOLS,
     kernel::KNOWN_BUGS,
     config::TOPIC,
     config::LOCKDOWN,
