@@ -63,10 +63,10 @@ fn run_inside(test: &str) {
         .env(OUTSIDE, cgroup.path())
         .output()
         .expect("unshare(1)");
-    let text = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}\n{errors}");
-    assert!(text.contains("1 passed"), "{text}\n{errors}");
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert!(said.contains("1 passed"), "{said}\n{errors}");
 }
 
 fn mounted(kind: &str, at: &str, flags: MsFlags) {

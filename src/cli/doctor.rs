@@ -1,5 +1,6 @@
 //! `doctor`
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::Context;
@@ -46,15 +47,16 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let report = &diagnosis.report;
     let privileges = !report.missing_capabilities.is_empty() || report.forbidden.is_some();
-    let way_out = report
-        .risks
-        .iter()
-        .filter(|risk| !allowed.contains(risk))
-        .map(|risk| format!("\n  To accept it where no such program runs:  --allow {risk}"))
-        .collect::<String>();
+    let mut text = format!("doctor: {} fails", failed.join(", "));
+    for risk in report.risks.iter().filter(|risk| !allowed.contains(risk)) {
+        let _ = write!(
+            text,
+            "\n  To accept it where no such program runs:  --allow {risk}"
+        );
+    }
     Err(Error::Found {
         exit_code: if privileges { 6 } else { 3 },
-        text: format!("doctor: {} fails{way_out}", failed.join(", ")),
+        text,
     })
 }
 

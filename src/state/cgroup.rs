@@ -72,7 +72,7 @@ fn find(dir: &Path, id: u64) -> Option<PathBuf> {
 
 /// Whether this process sees only a part of the cgroups (`cgroup_namespaces(7)`).
 fn in_namespace() -> bool {
-    /// `PROC_CGROUP_INIT_INO` of linux/proc_ns.h, as the link shows it.
+    /// `PROC_CGROUP_INIT_INO` of `linux/proc_ns.h`, as the link shows it.
     const FIRST: &str = "cgroup:[4026531835]";
     fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link != Path::new(FIRST))
 }

@@ -181,12 +181,11 @@ fn ask(guard: &Guard, arena: &Arena, check: &Check, allowed: &[Risk]) -> Result<
     command.args([PEER_COMMAND, "--check", check.topic.name, "--cgroup"]);
     command.arg(arena.cgroup());
     match guard.run(&mut command, LIMIT) {
-        Ok(answer) => Ok(match serde_json::from_str(&answer.stdout) {
-            Ok(told) => check.judge(&told, allowed),
-            Err(_) => {
-                let said = answer.stderr.lines().next().unwrap_or("no answer");
-                check.topic.finding(Verdict::NotChecked, said)
-            }
+        Ok(answer) => Ok(if let Ok(told) = serde_json::from_str(&answer.stdout) {
+            check.judge(&told, allowed)
+        } else {
+            let said = answer.stderr.lines().next().unwrap_or("no answer");
+            check.topic.finding(Verdict::NotChecked, said)
         }),
         // A program of the user's would hang in the same way.
         Err(stop @ Stop::Hung(limit)) if limit == LIMIT => {

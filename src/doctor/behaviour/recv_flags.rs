@@ -37,6 +37,7 @@ pub const WAITALL: Check = Check {
     )
 };
 
+#[expect(clippy::unnecessary_wraps, reason = "the signature of all checks")]
 fn peek(link: &mut Link) -> io::Result<()> {
     link.send("hello");
     link.recv_with(3, MsgFlags::MSG_PEEK);

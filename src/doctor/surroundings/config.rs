@@ -134,11 +134,8 @@ mod tests {
 
     #[test]
     fn configurations() {
-        let all: String = NEEDED
-            .iter()
-            .chain(FOR_SPEED)
-            .map(|name| format!("{name}=y\n"))
-            .collect();
+        let all: Vec<&str> = [NEEDED, FOR_SPEED].concat();
+        let all = all.join("=y\n") + "=y\n";
         let source = Path::new("/boot/config");
         for name in NEEDED {
             let text = all.replace(&format!("{name}=y\n"), &format!("# {name} is not set\n"));

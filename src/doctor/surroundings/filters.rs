@@ -117,7 +117,7 @@ pub fn tc(guard: &Guard) -> Result<Finding, Stop> {
                         .as_array()
                         .into_iter()
                         .flatten()
-                        .filter(is_filter)
+                        .filter(|shown| is_filter(shown))
                         .count();
                     if count > 0 {
                         found.push(format!("on {name} {place}: {count}"));
@@ -140,7 +140,7 @@ pub fn tc(guard: &Guard) -> Result<Finding, Stop> {
 }
 
 /// A filter, not the priority that it is in, nor a table for look-ups.
-fn is_filter(shown: &&Value) -> bool {
+fn is_filter(shown: &Value) -> bool {
     shown["options"].is_object() && shown["options"].get("ht_divisor").is_none()
 }
 
