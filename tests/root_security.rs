@@ -251,7 +251,7 @@ fn doctor_tells_what_it_could_not_try() {
     });
 }
 
-/// What kallsyms_show_value() of the kernel says of a process without
+/// What `kallsyms_show_value` of the kernel says of a process without
 /// `CAP_SYSLOG`.
 fn hides_addresses() -> bool {
     let number = |name: &str| -> i32 {
@@ -578,17 +578,20 @@ fn connections_fill_the_tables_and_no_more() {
         (0..pairs).map(|_| Pair::on(&listener, &options)).collect()
     };
     let first = fill(ROOM);
-    let full = total();
-    assert!(full - empty <= 512 * ROOM as u64, "{empty} to {full} bytes");
+    let filled = total();
+    assert!(
+        filled - empty <= 512 * ROOM as u64,
+        "{empty} to {filled} bytes"
+    );
     let more = fill(PAIRS);
-    assert_eq!(total(), full, "beyond the room for {ROOM}");
+    assert_eq!(total(), filled, "beyond the room for {ROOM}");
     for (table, rows) in [("sockhash", ROOM), ("connections", 2 * ROOM)] {
         let found = instance.dump(table).len();
         assert!(found <= rows, "{found} rows in {table}, room for {ROOM}");
     }
     let stats = assert_balanced(&instance);
     assert!(stats.by_reason("skipped", "map_full") > 0, "{}", stats.0);
-    println!("maps: {empty} bytes when empty, {full} when full");
+    println!("maps: {empty} bytes when empty, {filled} when full");
     for map in &maps {
         println!("  {} {}", map.display(), memory(map));
     }
