@@ -121,7 +121,7 @@ fn inside_with_a_bpffs() {
     instance.disable().ok();
 
     let allow = ["--allow", "fionread,known-bad-kernel"];
-    let report = sockaccel(&[&["doctor", "--json"][..], &allow].concat()).ok();
+    let report = sockaccel(&[&["doctor", "--json", "--timeout", "60"][..], &allow].concat()).ok();
     let report = report.json();
     let rows = report["checks"].as_array().expect("an array");
     for name in ["redirect", "splice", "drain", "bpffs", "cgroup_layout"] {

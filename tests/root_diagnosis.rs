@@ -27,6 +27,9 @@ use sockaccel::doctor::fionread;
 use sockaccel::doctor::fionread::Fionread;
 use sockaccel::doctor::topics;
 
+/// Other tests may keep this machine busy.
+const DOCTOR: [&str; 4] = ["doctor", "--json", "--timeout", "60"];
+
 const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
 
 /// The row of a check, about this object if it is about one.
@@ -69,7 +72,7 @@ fn traces(pid: u32) -> Vec<String> {
 
 fn start(args: &[&str]) -> Child {
     Command::new(BINARY)
-        .arg("doctor")
+        .args(["doctor", "--timeout", "30"])
         .args(args)
         .env_remove("SOCKACCEL_ALLOW")
         .stdout(Stdio::piped())
@@ -100,7 +103,7 @@ fn peer_of(doctor: &Child) -> Pid {
 #[test]
 fn every_check_is_made_and_the_kernel_behaves() {
     common::require_root();
-    let run = sockaccel(&["doctor", "--json", "--allow", "fionread,known-bad-kernel"]).ok();
+    let run = sockaccel(&[&DOCTOR[..], &["--allow", "fionread,known-bad-kernel"]].concat()).ok();
     let report = run.json();
     let rows = report["checks"].as_array().expect("an array");
     for topic in topics() {
@@ -143,7 +146,7 @@ fn every_check_is_made_and_the_kernel_behaves() {
 #[test]
 fn fionread_fails_unless_it_is_allowed() {
     common::require_root();
-    let run = sockaccel(&["doctor"]);
+    let run = sockaccel(&["doctor", "--timeout", "60"]);
     let wrong = matches!(fionread::probe(), Fionread::Wrong { .. });
     assert_eq!(run.code, Some(if wrong { 3 } else { 0 }), "{}", run.stderr);
     if wrong {
@@ -156,7 +159,7 @@ fn fionread_fails_unless_it_is_allowed() {
         );
     }
     // One JSON document, also when something fails.
-    let json = sockaccel(&["doctor", "--json"]).json();
+    let json = sockaccel(&DOCTOR).json();
     let expected = if wrong { "fails" } else { "ok" };
     assert_eq!(result(&json, "fionread_tcp"), expected);
 }
@@ -171,7 +174,7 @@ fn what_redirected_bytes_do_not_meet_is_told() {
     let netns = Netns::new("told");
     let look = |cgroup: &Cgroup| -> Value {
         let path = cgroup.path().to_str().expect("a path");
-        netns.enter(|| sockaccel(&["doctor", "--json", "--cgroup", path]).json())
+        netns.enter(|| sockaccel(&[&DOCTOR[..], &["--cgroup", path]].concat()).json())
     };
     let before = look(&bare);
     for check in ["other_sock_ops", "cgroup_skb", "netfilter", "tc"] {
@@ -202,7 +205,7 @@ fn a_tool_that_is_missing_is_no_proof_of_absence() {
     common::require_root();
     let empty = tempfile::tempdir().expect("a temporary directory");
     let output = Command::new(BINARY)
-        .args(["doctor", "--json", "--allow", "fionread"])
+        .args(DOCTOR)
         .env("PATH", empty.path())
         .output()
         .expect("run doctor");
@@ -214,7 +217,7 @@ fn a_tool_that_is_missing_is_no_proof_of_absence() {
     // One that says nothing useful is none either.
     symlink("/bin/false", empty.path().join("nft")).expect("a useless nft");
     let output = Command::new(BINARY)
-        .args(["doctor", "--json", "--allow", "fionread"])
+        .args(DOCTOR)
         .env("PATH", empty.path())
         .output()
         .expect("run doctor");

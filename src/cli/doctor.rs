@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Context;
 use crate::doctor::{self, Diagnosis, Risk};
@@ -23,6 +24,9 @@ pub struct Args {
     /// A risk that is accepted, and does not fail
     #[arg(long, value_name = "RISK", value_delimiter = ',')]
     allow: Vec<Risk>,
+    /// When to give up, and clean up; a third of it is a check's that hangs
+    #[arg(long, value_name = "SECONDS", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    timeout: u16,
 }
 
 /// Runs `doctor`.
@@ -37,7 +41,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         args.allow.clone(),
     ]
     .concat();
-    let diagnosis = doctor::diagnose(&context.place, &cgroups, &allowed)?;
+    let time = Duration::from_secs(args.timeout.into());
+    let diagnosis = doctor::diagnose(&context.place, &cgroups, &allowed, time)?;
     context
         .output
         .print(&diagnosis, || for_people(&diagnosis))?;

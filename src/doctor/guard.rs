@@ -67,6 +67,7 @@ pub struct Answer {
 pub struct Guard {
     before: SigSet,
     signals: SignalFd,
+    time: Duration,
     end: Instant,
 }
 
@@ -86,8 +87,14 @@ impl Guard {
         Ok(Self {
             before,
             signals,
+            time,
             end: Instant::now() + time,
         })
+    }
+
+    /// The time for everything together.
+    pub fn time(&self) -> Duration {
+        self.time
     }
 
     /// Runs a command to its end, at most for so long.

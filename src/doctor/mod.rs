@@ -109,9 +109,6 @@ pub fn before_enable<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Result<
     }
 }
 
-/// What everything that `doctor` does may take, cleaning up not included.
-const TIME: Duration = Duration::from_secs(9);
-
 /// All that `doctor` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
@@ -131,7 +128,7 @@ pub fn topics() -> impl Iterator<Item = Topic> {
 }
 
 /// Makes all probes and checks. The bpffs of `place` and the `cgroups` are only
-/// looked at. For a command that ends afterwards: it leaves the calling thread
+/// looked at. All of it takes so much `time` at most, and then is cleaned up. For a command that ends afterwards: it leaves the calling thread
 /// in a mount namespace of its own.
 ///
 /// # Errors
@@ -141,9 +138,10 @@ pub fn diagnose(
     place: &Place,
     cgroups: &[PathBuf],
     allowed: &[Risk],
+    time: Duration,
 ) -> crate::error::Result<Diagnosis> {
     let stopped = |stop: Stop| crate::error::Error::Failed(format!("doctor: {stop}"));
-    let guard = Guard::new(TIME).map_err(|e| stopped(e.into()))?;
+    let guard = Guard::new(time).map_err(|e| stopped(e.into()))?;
     let report = examine();
     guard.check().map_err(stopped)?;
     let mut checks =

@@ -24,7 +24,7 @@ use crate::output::say;
 use crate::state::Place;
 use crate::state::cgroup::mounts;
 
-/// To load the programs and attach them, and to take them away.
+/// To take the programs away.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Cgroup and instance.
@@ -93,7 +93,7 @@ impl<'a> Arena<'a> {
         // The programs on it are our own; blocking readers for their checks.
         enable.args(["--allow", "fionread,known-bad-kernel"]);
         enable.args(["--blocking-readers", "accelerate"]);
-        let answer = guard.run(&mut enable, LIMIT)?;
+        let answer = guard.run(&mut enable, guard.time())?;
         if answer.status == Some(0) {
             return Ok(arena);
         }

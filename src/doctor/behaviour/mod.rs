@@ -22,7 +22,6 @@ use std::io;
 use std::path::PathBuf;
 use std::process;
 use std::process::Command;
-use std::time::Duration;
 
 use clap::Args;
 use nix::sched::CloneFlags;
@@ -48,9 +47,6 @@ use crate::sys;
 
 /// Name of the hidden subcommand whose body is [`run_peer`].
 pub const PEER_COMMAND: &str = "doctor-peer";
-
-/// A check takes some 50 ms; one that takes this long hangs.
-const LIMIT: Duration = Duration::from_secs(3);
 
 /// How the two programs of a connection work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +176,9 @@ fn ask(guard: &Guard, arena: &Arena, check: &Check, allowed: &[Risk]) -> Result<
     let mut command = arena.command();
     command.args([PEER_COMMAND, "--check", check.topic.name, "--cgroup"]);
     command.arg(arena.cgroup());
-    match guard.run(&mut command, LIMIT) {
+    // A check takes some 50 ms; one that takes this long hangs.
+    let long = guard.time() / 3;
+    match guard.run(&mut command, long) {
         Ok(answer) => Ok(if let Ok(told) = serde_json::from_str(&answer.stdout) {
             check.judge(&told, allowed)
         } else {
@@ -188,7 +186,7 @@ fn ask(guard: &Guard, arena: &Arena, check: &Check, allowed: &[Risk]) -> Result<
             check.topic.finding(Verdict::NotChecked, said)
         }),
         // A program of the user's would hang in the same way.
-        Err(stop @ Stop::Hung(limit)) if limit == LIMIT => {
+        Err(stop @ Stop::Hung(limit)) if limit == long => {
             Ok(check.topic.finding(check.if_not, format!("hangs: {stop}")))
         }
         Err(Stop::Hung(_)) => Ok(check.topic.finding(Verdict::NotChecked, "no time was left")),
