@@ -120,7 +120,6 @@ fn every_check_is_made_and_the_kernel_behaves() {
     for check in [
         "redirect",
         "redirect_to_waiting",
-        "fionread_redirected",
         "poll",
         "epoll_level",
         "epoll_edge",

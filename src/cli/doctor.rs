@@ -53,7 +53,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let report = &diagnosis.report;
     let privileges = !report.missing_capabilities.is_empty() || report.forbidden.is_some();
     let mut text = format!("doctor: {} fails", failed.join(", "));
-    for risk in report.risks.iter().filter(|risk| !allowed.contains(risk)) {
+    let mut risks: Vec<Risk> = diagnosis.checks.iter().filter_map(|f| f.risk).collect();
+    risks.dedup();
+    for risk in risks {
         let _ = write!(
             text,
             "\n  To accept it where no such program runs:  --allow {risk}"

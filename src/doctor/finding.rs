@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Risk;
+
 /// How one thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,6 +56,8 @@ pub struct Finding {
     pub found: String,
     /// What that means for which programs.
     pub meaning: String,
+    /// The risk to allow, if that is what it fails for.
+    pub risk: Option<Risk>,
 }
 
 impl Topic {
@@ -70,11 +74,25 @@ impl Topic {
             result,
             found: found.into(),
             meaning,
+            risk: None,
         }
     }
 }
 
 impl Finding {
+    /// The same row, which fails unless this risk is allowed: then it differs.
+    #[must_use]
+    pub fn unless(mut self, risk: Option<Risk>, allowed: &[Risk]) -> Self {
+        if self.result != Verdict::Fails {
+            return self;
+        }
+        match risk {
+            Some(risk) if allowed.contains(&risk) => self.result = Verdict::Differs,
+            other => self.risk = other,
+        }
+        self
+    }
+
     /// The same row, about this object.
     #[must_use]
     pub fn about(mut self, object: impl Into<String>) -> Self {

@@ -12,6 +12,7 @@ use crate::sys;
 /// Of what was redirected.
 pub const REDIRECTED: Check = Check {
     if_not: Verdict::Fails,
+    risk: Some(Risk::Fionread),
     ..check(
         "fionread_redirected",
         run,

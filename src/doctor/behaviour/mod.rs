@@ -242,22 +242,15 @@ impl Check {
             };
             return self.topic.finding(Verdict::Ok, found);
         }
-        let accepted = self.risk.is_some_and(|risk| allowed.contains(&risk));
-        let verdict = if accepted {
-            Verdict::Differs
-        } else {
-            self.if_not
-        };
-        self.topic.finding(
-            verdict,
-            format!(
-                "{}{}; on plain TCP {}{}",
-                accelerated.text,
-                aside(accelerated),
-                plain.text,
-                aside(plain)
-            ),
-        )
+        let found = format!(
+            "{}{}; on plain TCP {}{}",
+            accelerated.text,
+            aside(accelerated),
+            plain.text,
+            aside(plain)
+        );
+        let finding = self.topic.finding(self.if_not, found);
+        finding.unless(self.risk, allowed)
     }
 }
 

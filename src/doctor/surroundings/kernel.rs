@@ -99,11 +99,13 @@ fn bugs(report: &Report, allowed: &[Risk]) -> Finding {
         return KNOWN_BUGS.finding(Verdict::Ok, format!("Linux {kernel}"));
     }
     let refused = report.bugs.iter().any(|b| b.severity == Severity::Refuse);
-    let verdict = if refused && !allowed.contains(&Risk::KnownBadKernel) {
+    let verdict = if refused {
         Verdict::Fails
     } else {
         Verdict::Differs
     };
     let names: Vec<&str> = report.bugs.iter().map(|bug| bug.reference).collect();
-    KNOWN_BUGS.finding(verdict, format!("Linux {kernel} has {}", names.join(", ")))
+    KNOWN_BUGS
+        .finding(verdict, format!("Linux {kernel} has {}", names.join(", ")))
+        .unless(Some(Risk::KnownBadKernel), allowed)
 }
