@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Change, Instance, Settings};
+use crate::state::{Change, Instance, Observer, Settings};
 
 type Ports = std::ops::RangeInclusive<u16>;
 
@@ -64,6 +64,9 @@ pub struct Args {
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
+    /// The splice observer's form, instead of the better one that the kernel allows
+    #[arg(long, value_name = "FORM", hide = true)]
+    splice_observer: Option<Observer>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -136,6 +139,7 @@ impl Args {
             .concat(),
             without_company_rule: self.without.contains(&Rule::CompanyRule),
             without_observer: self.without.contains(&Rule::Observer),
+            observer: self.splice_observer,
         }
     }
 }
