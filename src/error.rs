@@ -21,9 +21,15 @@ pub enum Error {
         /// Name of the instance.
         instance: String,
     },
-    /// What `assert` was told does not hold (exit status 5).
-    #[error("{0}")]
-    NotHeld(String),
+    /// The command has printed what it found, and that is a failure, of this
+    /// exit status.
+    #[error("{text}")]
+    Found {
+        /// The exit status.
+        exit_code: u8,
+        /// What failed, for people.
+        text: String,
+    },
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
@@ -38,9 +44,6 @@ pub enum Error {
     /// The object is not what the operation needs (exit status 1).
     #[error("{0}")]
     Failed(String),
-    /// What was printed says itself that not all of it counts (exit status 1).
-    #[error("{0}")]
-    Void(String),
     /// A system call failed (exit status 1, or 6 when it was denied).
     #[error("cannot {operation} {object}: {source}{}", hint_line(.hint, .source))]
     Os {
@@ -66,12 +69,17 @@ impl Error {
             Self::Refused(_) => 3,
             Self::EnableRefused(refusal) => refusal.exit_code(),
             Self::NotEnabled { .. } => 4,
-            Self::NotHeld(_) => 5,
+            Self::Found { exit_code, .. } => *exit_code,
             Self::Privileges(_) => 6,
             Self::Run { status, .. } => *status,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
-            Self::Failed(_) | Self::Void(_) | Self::Os { .. } => 1,
+            Self::Failed(_) | Self::Os { .. } => 1,
         }
+    }
+
+    /// Whether standard output has it already.
+    pub fn is_printed(&self) -> bool {
+        matches!(self, Self::Found { .. } | Self::Run { .. })
     }
 
     /// A failed system call on an object that has a name.
@@ -105,12 +113,6 @@ impl Error {
             *hint = text.into();
         }
         self
-    }
-
-    /// Whether the command has printed its own JSON, or must not print any:
-    /// standard output belongs to what `run` runs.
-    pub fn is_told(&self) -> bool {
-        matches!(self, Self::NotHeld(_) | Self::Void(_) | Self::Run { .. })
     }
 
     /// The file does not exist.

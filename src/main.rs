@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // One document is enough.
-            if json && !error.is_told() {
+            if json && !error.is_printed() {
                 print_json(error.exit_code(), &error.to_string());
             }
             say(format_args!("sockaccel: {error}"));

@@ -155,6 +155,15 @@ fn reasons_are_those_of_the_manual() {
     }
 }
 
+/// What a result means for which programs is said in one place.
+#[test]
+fn checks_of_doctor_are_those_of_the_manual() {
+    let there: Vec<(String, String)> = sockaccel::doctor::topics()
+        .map(|topic| (topic.name.to_owned(), topic.otherwise.to_owned()))
+        .collect();
+    assert_eq!(items(&section("CHECKS OF DOCTOR"), 0), there);
+}
+
 /// One of each kind: a new kind does not compile until it is here.
 fn exit_codes() -> BTreeSet<u8> {
     let kind = |error: &Error| match error {
@@ -162,11 +171,10 @@ fn exit_codes() -> BTreeSet<u8> {
         | Error::Refused(_)
         | Error::EnableRefused(_)
         | Error::NotEnabled { .. }
-        | Error::NotHeld(_)
+        | Error::Found { .. }
         | Error::Run { .. }
         | Error::Privileges(_)
         | Error::Failed(_)
-        | Error::Void(_)
         | Error::Os { .. } => error.exit_code(),
     };
     let denied = io::ErrorKind::PermissionDenied.into();
@@ -176,17 +184,15 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::NotEnabled {
             instance: String::new(),
         },
-        Error::NotHeld(String::new()),
         Error::Privileges(String::new()),
         Error::Failed(String::new()),
-        Error::Void(String::new()),
         Error::os("open", "it", denied),
         Error::os("open", "it", io::ErrorKind::Other.into()),
     ]
     .iter()
     .map(kind)
-    // run fails as env(1) does.
-    .chain([0, 125, 126, 127])
+    // assert has 5 for itself, and run fails as env(1) does.
+    .chain([0, 5, 125, 126, 127])
     .collect()
 }
 
@@ -263,7 +269,11 @@ fn what_the_papers_name_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let differences = fs::read_to_string(root.join("docs/differences-from-cilium.md"))
         .expect("docs/differences-from-cilium.md");
-    let papers = [README, &differences, MANUAL].concat();
+    let more = ["security", "containers"].map(|name| {
+        let path = root.join(format!("docs/{name}.md"));
+        fs::read_to_string(path).expect(name)
+    });
+    let papers = [README, &differences, &more.concat(), MANUAL].concat();
     let mut named = 0;
     for word in papers.split(|c: char| c.is_whitespace() || "`(),".contains(c)) {
         let (file, test) = word.split_once(':').unwrap_or((word, ""));

@@ -51,7 +51,7 @@ const ENOUGH_ROUNDS: u32 = 3;
 ///
 /// # Errors
 ///
-/// [`Void`](crate::error::Error::Void) when some of the figures printed do not
+/// [`Found`](crate::error::Error::Found) when some of the figures printed do not
 /// count, or not all were measured; anything else when there are none.
 pub fn run(options: &Options, output: Output) -> crate::error::Result<()> {
     let plan = Plan::new(options)?;
@@ -79,7 +79,10 @@ pub fn run(options: &Options, output: Output) -> crate::error::Result<()> {
         None if document.void.is_empty() => return Ok(()),
         None => format!("bench: {}", document.void.join("\n  ")),
     };
-    Err(crate::error::Error::Void(void))
+    Err(crate::error::Error::Found {
+        exit_code: 1,
+        text: void,
+    })
 }
 
 /// How long it will take, where that is long.

@@ -4,6 +4,7 @@
 mod addr;
 mod assert;
 mod disable;
+mod doctor;
 mod dump;
 mod enable;
 mod endpoint;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::bench;
+use crate::doctor::behaviour;
 use crate::error::{Error, Result};
 use crate::output::{self, Output};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
@@ -72,6 +74,8 @@ enum Command {
     Run(run::Args),
     /// Whether it runs, and why connections are not accelerated
     Status,
+    /// What this machine can do, tried out; changes nothing
+    Doctor(doctor::Args),
     /// Counters
     #[command(visible_alias = "stat")]
     Stats,
@@ -99,6 +103,9 @@ enum Command {
     /// One of the two programs of a benchmark
     #[command(name = bench::PEER_COMMAND, hide = true)]
     BenchPeer(bench::PeerOptions),
+    /// One check of doctor
+    #[command(name = behaviour::PEER_COMMAND, hide = true)]
+    DoctorPeer(behaviour::PeerOptions),
 }
 
 impl Command {
@@ -173,6 +180,9 @@ impl Cli {
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
             Command::Status => status::run(&context),
+            Command::Doctor(args) => doctor::run(&context, &args),
+            Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)
+                .map_err(|e| Error::os("take part in", "doctor", e)),
             Command::Stats => stats::run(&context),
             Command::Explain(args) => explain::run(&context, &args),
             Command::Assert(args) => assert::run(&context, &args),

@@ -1,21 +1,36 @@
 //! What this machine can do, found out before anything is changed.
+//!
+//! `enable` makes the cheap probes ([`examine`]); `doctor` makes all of them
+//! and looks at how accelerated connections behave, and at what surrounds them
+//! ([`diagnose`]).
 
+pub mod behaviour;
 pub mod features;
+pub mod finding;
 pub mod fionread;
+mod guard;
 mod map;
 pub mod privileges;
 mod refusal;
 mod risk;
+pub mod surroundings;
 pub mod versions;
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use features::Feature;
 use features::State;
+use finding::Finding;
+use finding::Topic;
+use finding::Verdict;
 pub use fionread::Fionread;
+use guard::Guard;
+use guard::Stop;
 pub use refusal::Refusal;
 pub use refusal::WayOut;
 pub use risk::Risk;
@@ -24,6 +39,8 @@ pub use risk::VARIABLE;
 use versions::Bug;
 use versions::Kernel;
 use versions::Severity;
+
+use crate::state::Place;
 
 /// Every probe's result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,6 +53,9 @@ pub struct Report {
     pub forbidden: Option<String>,
     /// What the programs need; empty where BPF cannot be used.
     pub features: Vec<Feature>,
+    /// Whether the kernel hides its addresses, so that programs which wait in
+    /// epoll(7) are taken for blocking readers.
+    pub symbols_hidden: bool,
     /// Known bugs that the kernel has by its version.
     pub bugs: Vec<&'static Bug>,
     /// Whether FIONREAD can be relied on.
@@ -57,6 +77,7 @@ pub fn examine() -> Report {
         missing_capabilities: missing.iter().map(ToString::to_string).collect(),
         forbidden: None,
         features: Vec::new(),
+        symbols_hidden: privileges::symbols_are_hidden(),
         fionread: Fionread::NotProbed {
             reason: "BPF cannot be used".to_owned(),
         },
@@ -101,6 +122,73 @@ pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refu
     match report.refusal_of(&WayOut::run(command, allowed), &all) {
         Some(refusal) => Err(refusal),
         None => Ok(report),
+    }
+}
+
+/// All that `doctor` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    /// The worst of all results.
+    pub result: Verdict,
+    /// A row for each thing looked at.
+    pub checks: Vec<Finding>,
+    /// The probes of `enable`.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// Every topic that `doctor` has rows about, in its order.
+pub fn topics() -> impl Iterator<Item = Topic> {
+    let behaviour = behaviour::CHECKS.iter().map(|check| check.topic);
+    surroundings::TOPICS.iter().copied().chain(behaviour)
+}
+
+/// Makes all probes and checks. The bpffs of `place` and the `cgroups` are only
+/// looked at. All of it takes so much `time` at most, and then is cleaned up. For a command that ends afterwards: it leaves the calling thread
+/// in a mount namespace of its own.
+///
+/// # Errors
+///
+/// When a signal ends it, with everything cleaned up.
+pub fn diagnose(
+    place: &Place,
+    cgroups: &[PathBuf],
+    allowed: &[Risk],
+    time: Duration,
+) -> crate::error::Result<Diagnosis> {
+    let stopped = |stop: Stop| crate::error::Error::Failed(format!("doctor: {stop}"));
+    let guard = Guard::new(time).map_err(|e| stopped(e.into()))?;
+    let report = examine();
+    guard.check().map_err(stopped)?;
+    let mut checks =
+        surroundings::look(&guard, &report, cgroups, &place.bpffs, allowed).map_err(stopped)?;
+    checks.extend(if report.usable() {
+        behaviour::run(&guard, place, allowed).map_err(stopped)?
+    } else {
+        behaviour::none("BPF cannot be used")
+    });
+    let worst = |finding: &Finding| match finding.result {
+        Verdict::Ok => 0,
+        Verdict::NotChecked => 1,
+        Verdict::Differs => 2,
+        Verdict::Fails => 3,
+    };
+    let result = checks.iter().max_by_key(|finding| worst(finding));
+    Ok(Diagnosis {
+        result: result.map_or(Verdict::NotChecked, |finding| finding.result),
+        checks,
+        report,
+    })
+}
+
+impl Diagnosis {
+    /// Names of the checks that fail.
+    pub fn failed(&self) -> Vec<&'static str> {
+        self.checks
+            .iter()
+            .filter(|finding| finding.result == Verdict::Fails)
+            .map(|finding| finding.check)
+            .collect()
     }
 }
 
@@ -177,9 +265,15 @@ impl Report {
             )
         });
         let unknown = self.features_that(|state| matches!(state, State::Unknown(_)));
+        let symbols = self.symbols_hidden.then(|| {
+            "the kernel shows no addresses (kernel.kptr_restrict): programs that wait in epoll are \
+             taken for blocking readers, and are not accelerated; set it to 1 while enabling"
+                .to_owned()
+        });
         let fionread = (self.fionread != Fionread::Right).then(|| self.fionread.to_string());
         bugs.chain(hidden.filter(|_| !self.bugs.is_empty()))
             .chain(unknown.iter().map(ToString::to_string))
+            .chain(symbols)
             .chain(fionread)
             .collect()
     }

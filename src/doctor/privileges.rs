@@ -1,5 +1,8 @@
 //! What the calling thread may do.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use caps::CapSet;
 use caps::Capability;
 use caps::CapsHashSet;
@@ -7,35 +10,61 @@ use libbpf_rs::ErrorKind;
 use libbpf_rs::MapType;
 
 use super::map;
+use crate::state::tracefs;
 
 /// Capabilities that enabling needs, in the order they are reported:
 /// to load programs and create maps; to attach to a cgroup and to use socket
-/// maps; to read kernel memory from programs; to mount bpffs and to look
-/// programs up by id.
-pub const NEEDED: [Capability; 4] = [
+/// maps; to read kernel memory from programs and to attach to a tracepoint;
+/// where tracefs or bpffs has to be mounted first, to mount; and where the
+/// kernel hides its addresses otherwise, to see them.
+pub const NEEDED: [Capability; 5] = [
     Capability::CAP_BPF,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_PERFMON,
     Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYSLOG,
 ];
 
-/// Those of [`NEEDED`] that the calling thread lacks.
+/// Those of [`NEEDED`] that the calling thread lacks. A bpffs that is missing
+/// is told of when it is mounted.
 pub fn missing() -> Vec<Capability> {
     // What cannot be read is not held.
-    missing_from(&caps::read(None, CapSet::Effective).unwrap_or_default())
+    let held = caps::read(None, CapSet::Effective).unwrap_or_default();
+    missing_from(&held, !tracefs::is_visible(), symbols_are_hidden())
 }
 
 /// `CAP_SYS_ADMIN` stands in for the two that were split off it in Linux 5.8
 /// (a17b53c4a4b5, 980737282232).
-fn missing_from(held: &CapsHashSet) -> Vec<Capability> {
+fn missing_from(held: &CapsHashSet, to_mount: bool, hidden: bool) -> Vec<Capability> {
     let admin = held.contains(&Capability::CAP_SYS_ADMIN);
     NEEDED
         .into_iter()
         .filter(|needed| match needed {
             Capability::CAP_BPF | Capability::CAP_PERFMON if admin => false,
+            Capability::CAP_SYS_ADMIN if !to_mount => false,
+            Capability::CAP_SYSLOG if !hidden => false,
             other => !held.contains(other),
         })
         .collect()
+}
+
+/// Whether the kernel shows this thread no addresses, as it does without
+/// `CAP_SYSLOG` unless `kernel.perf_event_paranoid` is 1 or less, and to
+/// everybody where `kernel.kptr_restrict` is 2. The programs need that of one
+/// function, to tell a reader that sleeps in recv(2) from one in epoll(7).
+pub fn symbols_are_hidden() -> bool {
+    let mut start = vec![0; 1 << 16];
+    // The first symbols are of per-CPU data, and one of them may be at 0.
+    let read = File::open("/proc/kallsyms").and_then(|mut file| file.read(&mut start));
+    let text = String::from_utf8_lossy(&start[..read.unwrap_or(0)]).into_owned();
+    hides(&text)
+}
+
+fn hides(symbols: &str) -> bool {
+    symbols
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .all(|address| address.bytes().all(|digit| digit == b'0'))
 }
 
 /// Does the kernel let this thread create a socket map? Capabilities do not
@@ -59,19 +88,39 @@ mod tests {
     use Capability::CAP_NET_ADMIN;
     use Capability::CAP_PERFMON;
     use Capability::CAP_SYS_ADMIN;
+    use Capability::CAP_SYSLOG;
 
     #[test]
     fn what_is_missing() {
         let cases: [(&[Capability], &[Capability]); 5] = [
             (&NEEDED, &[]),
             (&[], &NEEDED),
-            (&[CAP_SYS_ADMIN, CAP_NET_ADMIN], &[]),
-            (&[CAP_SYS_ADMIN], &[CAP_NET_ADMIN]),
-            (&[CAP_BPF, CAP_NET_ADMIN], &[CAP_PERFMON, CAP_SYS_ADMIN]),
+            (&[CAP_SYS_ADMIN, CAP_NET_ADMIN], &[CAP_SYSLOG]),
+            (&[CAP_SYS_ADMIN], &[CAP_NET_ADMIN, CAP_SYSLOG]),
+            (
+                &[CAP_BPF, CAP_NET_ADMIN],
+                &[CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYSLOG],
+            ),
         ];
         for (held, expected) in cases {
             let set = held.iter().copied().collect();
-            assert_eq!(missing_from(&set), expected, "holding {held:?}");
+            for (to_mount, hidden) in [(true, true), (true, false), (false, true), (false, false)] {
+                let unneeded = |c: &Capability| {
+                    (*c == CAP_SYS_ADMIN && !to_mount) || (*c == CAP_SYSLOG && !hidden)
+                };
+                let expected: Vec<Capability> =
+                    expected.iter().copied().filter(|c| !unneeded(c)).collect();
+                let found = missing_from(&set, to_mount, hidden);
+                assert_eq!(found, expected, "holding {held:?}, {to_mount} {hidden}");
+            }
         }
+    }
+
+    #[test]
+    fn hidden_addresses() {
+        let hidden = "0000000000000000 A per_cpu_start\n0000000000000000 T _text\n";
+        assert!(hides(hidden));
+        assert!(hides(""));
+        assert!(!hides(&hidden.replace("00 T", "10 T")));
     }
 }

@@ -11,6 +11,7 @@ fn machine() -> Report {
         missing_capabilities: Vec::new(),
         forbidden: None,
         features: vec![feature(State::Supported)],
+        symbols_hidden: false,
         bugs: Vec::new(),
         fionread: Fionread::Right,
         risks: Vec::new(),
@@ -116,6 +117,16 @@ fn what_could_not_be_probed_is_a_warning() {
     assert_eq!(report.refusal(CGROUPS, &[]), None);
     assert_eq!(report.risks(), []);
     assert_eq!(report.warnings().len(), 2, "{:?}", report.warnings());
+}
+
+#[test]
+fn hidden_addresses_are_a_warning() {
+    let report = Report {
+        symbols_hidden: true,
+        ..machine()
+    };
+    assert_eq!(report.refusal(CGROUPS, &[]), None);
+    assert!(report.warnings()[0].contains("kernel.kptr_restrict"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The enrolled sockets, as the iterator `sa_iter_dump` tells them.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -21,7 +22,7 @@ pub fn read(dir: &Path) -> Result<Vec<Dump>> {
     sys::bpf::iterate_sockmap(program_fd.as_fd(), map_fd.as_fd())
         .and_then(|mut iterator| iterator.read_to_end(&mut bytes))
         .map_err(|e| Error::path("iterate over map", &map, e))?;
-    let records: Vec<Dump> = bytes
+    let mut records: Vec<Dump> = bytes
         .chunks(size_of::<Dump>())
         .map_while(|record| Dump::read_from_bytes(record).ok())
         .collect();
@@ -31,5 +32,9 @@ pub fn read(dir: &Path) -> Result<Vec<Dump>> {
             program.display()
         )));
     }
+    // Each read(2) of the iterator begins again with the bucket of the table
+    // where the one before ended (sock_hash_seq_start).
+    let mut seen = HashSet::new();
+    records.retain(|record| seen.insert(record.sock.cookie));
     Ok(records)
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -43,9 +44,14 @@ pub fn ensure(dir: &Path) -> Result<bool> {
         None::<&str>,
     )
     .map(|()| true)
-    .map_err(|e| {
-        Error::path("mount bpffs on", dir, e.into())
-            .hint("Mount it outside:  mount -t bpf bpf /sys/fs/bpf   or name another with --bpffs.")
+    .map_err(|e| match e {
+        Errno::EPERM | Errno::EACCES => Error::Privileges(format!(
+            "cannot mount bpffs on {at}: {e}; mounting needs CAP_SYS_ADMIN\n  \
+             With that, or outside of the container:  mount -t bpf bpf {at}   or name a mounted one with --bpffs.",
+            at = dir.display()
+        )),
+        _ => Error::path("mount bpffs on", dir, e.into())
+            .hint("Mount it outside:  mount -t bpf bpf /sys/fs/bpf   or name another with --bpffs."),
     })
 }
 

@@ -115,8 +115,19 @@ fn find(dir: &Path, id: u64) -> Option<PathBuf> {
         .find_map(|entry| find(&entry.path(), id))
 }
 
+/// Whether this process sees only a part of the cgroups (`cgroup_namespaces(7)`).
+fn in_namespace() -> bool {
+    /// `PROC_CGROUP_INIT_INO` of `linux/proc_ns.h`, as the link shows it.
+    const FIRST: &str = "cgroup:[4026531835]";
+    fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link != Path::new(FIRST))
+}
+
 fn mount_hint() -> String {
     match mounts().first() {
+        Some(path) if in_namespace() => format!(
+            "{}, as far as this cgroup namespace shows them: enable others from outside of the container",
+            path.display()
+        ),
         Some(path) => path.display().to_string(),
         None => "a cgroup2 mount, which this machine lacks:  mount -t cgroup2 none DIR".to_owned(),
     }

@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
 
 use super::bpffs;
 use crate::error::{Error, Result, on};
@@ -152,7 +153,9 @@ impl Place {
     fn lock(&self, how: FlockArg) -> Result<Lock> {
         let base = self.base();
         let dir = File::open(&base).map_err(on("open", &base))?;
-        let inode = dir.metadata().map_err(on("look at", &base))?.ino();
+        let metadata = dir.metadata().map_err(on("look at", &base))?;
+        check_owner(&base, &metadata)?;
+        let inode = metadata.ino();
         let lock = Flock::lock(dir, how).map_err(|(_, e)| on("lock", &base)(e.into()))?;
         match fs::metadata(&base) {
             Ok(now) if now.ino() == inode => Ok(Lock(lock)),
@@ -187,6 +190,22 @@ impl Place {
         // Not empty is the usual case, and not an error.
         let _ = fs::remove_dir(self.base());
     }
+}
+
+/// Everybody may make directories on a bpffs, as on /tmp. In one that another
+/// user made, that user could take every pin away, or hold the lock for ever.
+fn check_owner(base: &Path, metadata: &fs::Metadata) -> Result<()> {
+    let owner = metadata.uid();
+    let own = owner == 0 || owner == geteuid().as_raw();
+    if own && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{base} belongs to user {owner} and has mode {mode:03o}: others could take away what is pinned there\n  \
+         If no instance of theirs is in it:  rm -r {base}   or name another bpffs with --bpffs.",
+        base = base.display(),
+        mode = metadata.mode() & 0o777,
+    )))
 }
 
 fn is_there(dir: &Path) -> Result<bool> {

@@ -8,7 +8,7 @@ mod observer;
 pub mod process;
 pub mod sock_diag;
 pub mod temporary;
-mod tracefs;
+pub mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use instance::{Attached, Change, Instance, Settings};

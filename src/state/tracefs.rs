@@ -9,13 +9,16 @@ use crate::error::{Error, Result};
 
 const DIR: &str = "/sys/kernel/tracing";
 
+/// Whether tracefs is mounted where libbpf looks for it.
+pub fn is_visible() -> bool {
+    Path::new(DIR).join("events").exists() || Path::new("/sys/kernel/debug/tracing/events").exists()
+}
+
 /// Makes tracefs visible to this process. Where it is not mounted it is mounted
 /// in a mount namespace of our own: nobody else sees a change, and it goes with
 /// the process.
 pub fn ensure() -> Result<()> {
-    if Path::new(DIR).join("events").exists()
-        || Path::new("/sys/kernel/debug/tracing/events").exists()
-    {
+    if is_visible() {
         return Ok(());
     }
     let none = None::<&str>;

@@ -21,6 +21,10 @@ pub enum AttachType {
     CgroupConnect6,
     /// `BPF_SK_MSG_VERDICT`
     SkMsgVerdict,
+    /// `BPF_CGROUP_INET_INGRESS`
+    CgroupIngress,
+    /// `BPF_CGROUP_INET_EGRESS`
+    CgroupEgress,
 }
 
 impl AttachType {
@@ -31,6 +35,8 @@ impl AttachType {
             Self::CgroupConnect4 => libbpf_sys::BPF_CGROUP_INET4_CONNECT,
             Self::CgroupConnect6 => libbpf_sys::BPF_CGROUP_INET6_CONNECT,
             Self::SkMsgVerdict => libbpf_sys::BPF_SK_MSG_VERDICT,
+            Self::CgroupIngress => libbpf_sys::BPF_CGROUP_INET_INGRESS,
+            Self::CgroupEgress => libbpf_sys::BPF_CGROUP_INET_EGRESS,
         }
     }
 }
@@ -162,4 +168,64 @@ pub fn next_key(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// `BPF_PROG_QUERY`: ids of the programs that run for a cgroup, those attached
+/// above it included.
+pub fn programs_on(cgroup: BorrowedFd<'_>, attach_type: AttachType) -> io::Result<Vec<u32>> {
+    // The kernel attaches 64 to a cgroup at most, and cgroups nest.
+    let mut ids = vec![0_u32; 1024];
+    let mut count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+    // SAFETY: `ids` has room for `count` ids, and both outlive the call; flags
+    // of the attachment are not asked for.
+    let ret = unsafe {
+        libbpf_sys::bpf_prog_query(
+            cgroup.as_raw_fd(),
+            attach_type.raw(),
+            libbpf_sys::BPF_F_QUERY_EFFECTIVE,
+            std::ptr::null_mut(),
+            ids.as_mut_ptr(),
+            &raw mut count,
+        )
+    };
+    check(ret)?;
+    ids.truncate(count as usize);
+    Ok(ids)
+}
+
+/// `BPF_PROG_GET_NEXT_ID`: the id after this one. Needs `CAP_SYS_ADMIN`.
+pub fn next_program(id: u32) -> io::Result<Option<u32>> {
+    let mut next = 0;
+    // SAFETY: the kernel writes one id.
+    match check(unsafe { libbpf_sys::bpf_prog_get_next_id(id, &raw mut next) }) {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `BPF_PROG_QUERY`: how many programs an interface of this network namespace
+/// has as tcx, in both directions; 0 where the kernel has no tcx (before 6.6).
+pub fn programs_on_interface(index: u32) -> io::Result<usize> {
+    let mut sum = 0;
+    for kind in [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS] {
+        let mut count = 0_u32;
+        // SAFETY: without room for ids the kernel writes only their number.
+        let ret = unsafe {
+            libbpf_sys::bpf_prog_query(
+                index.cast_signed(),
+                kind,
+                0,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                &raw mut count,
+            )
+        };
+        match check(ret) {
+            Ok(_) => sum += count as usize,
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(0),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sum)
 }

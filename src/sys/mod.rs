@@ -5,5 +5,6 @@ pub mod bpf_stats;
 pub mod child;
 pub mod pidfd;
 pub mod probe;
+pub mod signal;
 pub mod tcp;
 pub mod textbook;

@@ -9,6 +9,7 @@
 pub mod books;
 pub mod cgroup;
 pub mod deadline;
+pub mod forge;
 pub mod helper;
 pub mod instance;
 pub mod netns;
@@ -16,6 +17,7 @@ pub mod option;
 pub mod other_program;
 pub mod pair;
 pub mod pattern;
+pub mod privileges;
 pub mod raw;
 pub mod rng;
 pub mod stream;

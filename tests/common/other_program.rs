@@ -14,30 +14,48 @@ use super::cgroup::Cgroup;
 /// `r0 = 1; exit`
 const LET_EVERYTHING_PASS: [u64; 2] = [0x1_0000_00b7, 0x95];
 
-/// A `sock_ops` program on a cgroup, detached on drop.
+/// Program type and where it is attached.
+type Kind = (libbpf_sys::bpf_prog_type, libbpf_sys::bpf_attach_type);
+
+const SOCK_OPS: Kind = (
+    libbpf_sys::BPF_PROG_TYPE_SOCK_OPS,
+    libbpf_sys::BPF_CGROUP_SOCK_OPS,
+);
+const INGRESS: Kind = (
+    libbpf_sys::BPF_PROG_TYPE_CGROUP_SKB,
+    libbpf_sys::BPF_CGROUP_INET_INGRESS,
+);
+
+/// A program on a cgroup, detached on drop.
 #[derive(Debug)]
 pub struct OtherProgram {
     program: OwnedFd,
     cgroup: File,
+    attached: libbpf_sys::bpf_attach_type,
 }
 
 impl OtherProgram {
-    /// Beside others.
+    /// A `sock_ops` program, beside others.
     pub fn attach(cgroup: &Cgroup) -> Self {
-        Self::with_flags(cgroup, libbpf_sys::BPF_F_ALLOW_MULTI)
+        Self::of_type(SOCK_OPS, cgroup, libbpf_sys::BPF_F_ALLOW_MULTI)
     }
 
-    /// The only one: the kernel refuses every other.
+    /// A `sock_ops` program and the only one: the kernel refuses every other.
     pub fn attach_exclusively(cgroup: &Cgroup) -> Self {
-        Self::with_flags(cgroup, 0)
+        Self::of_type(SOCK_OPS, cgroup, 0)
     }
 
-    fn with_flags(cgroup: &Cgroup, flags: u32) -> Self {
+    /// One that lets all packets pass that come in.
+    pub fn attach_to_packets(cgroup: &Cgroup) -> Self {
+        Self::of_type(INGRESS, cgroup, libbpf_sys::BPF_F_ALLOW_MULTI)
+    }
+
+    fn of_type((kind, attached): Kind, cgroup: &Cgroup, flags: u32) -> Self {
         super::require_root();
         // SAFETY: name, licence and the two instructions live through the call.
         let fd = unsafe {
             libbpf_sys::bpf_prog_load(
-                libbpf_sys::BPF_PROG_TYPE_SOCK_OPS,
+                kind,
                 c"sat_other".as_ptr(),
                 c"Dual BSD/GPL".as_ptr(),
                 LET_EVERYTHING_PASS.as_ptr().cast(),
@@ -45,21 +63,20 @@ impl OtherProgram {
                 std::ptr::null_mut(),
             )
         };
-        assert!(fd >= 0, "load a sock_ops program: errno {}", -fd);
+        assert!(fd >= 0, "load a program: errno {}", -fd);
         // SAFETY: the call just returned it.
         let program = unsafe { OwnedFd::from_raw_fd(fd) };
         let cgroup = File::open(cgroup.path()).expect("open the cgroup");
         // SAFETY: both descriptors are open.
         let ret = unsafe {
-            libbpf_sys::bpf_prog_attach(
-                program.as_raw_fd(),
-                cgroup.as_raw_fd(),
-                libbpf_sys::BPF_CGROUP_SOCK_OPS,
-                flags,
-            )
+            libbpf_sys::bpf_prog_attach(program.as_raw_fd(), cgroup.as_raw_fd(), attached, flags)
         };
         assert_eq!(ret, 0, "attach to the cgroup");
-        Self { program, cgroup }
+        Self {
+            program,
+            cgroup,
+            attached,
+        }
     }
 }
 
@@ -70,7 +87,7 @@ impl Drop for OtherProgram {
             libbpf_sys::bpf_prog_detach2(
                 self.program.as_raw_fd(),
                 self.cgroup.as_raw_fd(),
-                libbpf_sys::BPF_CGROUP_SOCK_OPS,
+                self.attached,
             )
         };
         if ret != 0 {

@@ -21,6 +21,9 @@ use figures::{Figure, Figures, Whose};
 /// Between two looks while waiting.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Exit status of what does not hold.
+const NOT_HELD: u8 = 5;
+
 /// Options of `assert`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -194,7 +197,10 @@ fn tell(
     if holds {
         return Ok(());
     }
-    Err(Error::NotHeld(why(args, figures, findings, &reasons)))
+    Err(Error::Found {
+        exit_code: NOT_HELD,
+        text: why(args, figures, findings, &reasons),
+    })
 }
 
 fn why(args: &Args, figures: &Figures, findings: &[Finding], reasons: &[Reason]) -> String {
