@@ -21,9 +21,20 @@ pub enum Error {
         /// Name of the instance.
         instance: String,
     },
+    /// What `assert` was told does not hold (exit status 5).
+    #[error("{0}")]
+    NotHeld(String),
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
+    /// `run` itself failed, not its command (exit status 125, 126 or 127).
+    #[error("{source}")]
+    Run {
+        /// The exit status.
+        status: u8,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The object is not what the operation needs (exit status 1).
     #[error("{0}")]
     Failed(String),
@@ -52,7 +63,9 @@ impl Error {
             Self::Refused(_) => 3,
             Self::EnableRefused(refusal) => refusal.exit_code(),
             Self::NotEnabled { .. } => 4,
+            Self::NotHeld(_) => 5,
             Self::Privileges(_) => 6,
+            Self::Run { status, .. } => *status,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
             Self::Failed(_) | Self::Os { .. } => 1,
         }
@@ -89,6 +102,12 @@ impl Error {
             *hint = text.into();
         }
         self
+    }
+
+    /// Whether the command has printed its own JSON, or must not print any:
+    /// standard output belongs to what `run` runs.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::NotHeld(_) | Self::Run { .. })
     }
 
     /// The file does not exist.

@@ -162,6 +162,8 @@ fn exit_codes() -> BTreeSet<u8> {
         | Error::Refused(_)
         | Error::EnableRefused(_)
         | Error::NotEnabled { .. }
+        | Error::NotHeld(_)
+        | Error::Run { .. }
         | Error::Privileges(_)
         | Error::Failed(_)
         | Error::Os { .. } => error.exit_code(),
@@ -173,6 +175,7 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::NotEnabled {
             instance: String::new(),
         },
+        Error::NotHeld(String::new()),
         Error::Privileges(String::new()),
         Error::Failed(String::new()),
         Error::os("open", "it", denied),
@@ -180,7 +183,8 @@ fn exit_codes() -> BTreeSet<u8> {
     ]
     .iter()
     .map(kind)
-    .chain([0])
+    // run fails as env(1) does.
+    .chain([0, 125, 126, 127])
     .collect()
 }
 

@@ -522,6 +522,51 @@ fn the_next_program_at_a_relays_port_is_accelerated() {
     }
 }
 
+/// A client's port may have been a listener's before: what the client does is
+/// not what the program that listened there does.
+#[test]
+fn a_splicing_client_says_nothing_about_who_listened_on_its_port() {
+    let cgroup = Cgroup::new("client-port");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let port = listen(&Options::default())
+        .local_addr()
+        .expect("getsockname");
+    let server = listen(&Options::default());
+    let mut client = Helper::start("splicing_client");
+    client.say(&format!(
+        "{port} {}",
+        server.local_addr().expect("getsockname")
+    ));
+    let accepted = accept(&server, &Options::default());
+    let before = instance.stats();
+    Deadline::seconds(10).until("the client to splice", || {
+        send_all(&accepted, b"s", Deadline::seconds(10));
+        client.say("more?");
+        client.hear() == "spliced"
+    });
+    assert_eq!(instance.stats().delta(&before, "redirected_messages"), 0);
+    // This process listened there, and on this one, and is not that client.
+    warm_up(&instance, &Pair::new());
+}
+
+/// Connects from a port to a server, and splices whatever comes.
+fn splicing_client(channel: &mut Channel) {
+    let line = channel.hear().expect("two addresses");
+    let (from, to) = line.split_once(' ').expect("two addresses");
+    let options = Options {
+        bind: Some(from.parse().expect("an address")),
+        ..Options::default()
+    };
+    let stream = connect(to.parse().expect("an address"), &options);
+    let (_reader, writer) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
+    while channel.hear().is_some() {
+        wait_at_most(&stream, PollFlags::POLLIN, 1000);
+        let moved = splice(&stream, None, &writer, None, 1, SpliceFFlags::empty());
+        channel.say(if moved == Ok(1) { "spliced" } else { "nothing" });
+    }
+}
+
 /// Stuck is one thing, filling the memory another.
 #[test]
 fn a_stuck_relay_stalls_its_sender() {
@@ -587,5 +632,5 @@ fn sendfile_from_a_socket_is_seen_where_functions_are_traced() {
 #[test]
 #[ignore = "the body of the helper processes"]
 fn helper_process() {
-    helper::main(&[("relay", relay)]);
+    helper::main(&[("relay", relay), ("splicing_client", splicing_client)]);
 }

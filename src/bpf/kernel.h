@@ -202,6 +202,7 @@ enum sock_flags___sa {
 #define SA_TCP_FIN_WAIT2 5
 #define SA_TCP_CLOSE 7
 #define SA_TCP_CLOSE_WAIT 8
+#define SA_TCP_LISTEN 10
 
 #define SA_O_NONBLOCK 04000
 #define SA_S_IFMT 0170000

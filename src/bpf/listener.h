@@ -88,6 +88,8 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 	listening.start_time = task->group_leader->start_boottime;
 	fresh.tgid = listening.tgid;
 	fresh.start_time = listening.start_time;
+	fresh.sk = listening.sk;
+	fresh.cookie = listening.cookie;
 	bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_ANY);
 	bpf_sk_storage_get(&sa_listening, sk, &listening, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }

@@ -65,6 +65,14 @@ static __always_inline void sa_process_seen(__u32 tgid, __u64 start_time, bool b
 	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
 }
 
+static __always_inline bool sa_listens(const struct sa_listener *known)
+{
+	const struct sock_common___sa *skc = (const void *)known->sk;
+
+	return BPF_CORE_READ(skc, skc_cookie.counter) == known->cookie &&
+	       BPF_CORE_READ(skc, skc_state) == SA_TCP_LISTEN;
+}
+
 /*
  * Later children of the socket's listener are not even enrolled, nor are those
  * of other listeners that the same process made for its workers.
@@ -82,6 +90,9 @@ static __always_inline void sa_listener_splices(const struct sock___sa *sk)
 		bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_NOEXIST);
 		return;
 	}
+	/* A client may have got the port of a program that listens no more. */
+	if (known->cookie && !sa_listens(known))
+		return;
 	known->splicing = 1;
 	if (known->tgid)
 		sa_process_seen(known->tgid, known->start_time, true);

@@ -1,17 +1,14 @@
 //! `status`: whether it runs, and why connections are not accelerated.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::reasons::{self, Reason};
 use super::{Context, stats};
 use crate::doctor::Risk;
 use crate::error::Result;
 use crate::maps::Stats;
 use crate::maps::layout::{Config, SCOPE_ENDPOINTS};
-use crate::outcome::{Outcome, REASONS, WHYS};
 use crate::state::{Attached, Instance};
-
-/// Reasons that are told at most.
-const TOP: usize = 5;
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
@@ -19,7 +16,7 @@ pub fn run(context: &Context) -> Result<()> {
     let config = instance.config()?;
     let attached = instance.attached()?;
     let counters = Stats::read(&instance.dir())?;
-    let reasons = top(&counters);
+    let reasons = reasons::top(&counters);
     let value = json!({
         "instance": instance.name(),
         "enabled": config.enabled != 0,
@@ -45,59 +42,6 @@ pub fn run(context: &Context) -> Result<()> {
             &context.place.instances(),
         )
     })
-}
-
-/// One reason with how often, in a sentence.
-struct Reason {
-    outcome: Outcome,
-    count: u64,
-    unit: &'static str,
-}
-
-impl Reason {
-    fn to_json(&self) -> Value {
-        json!({
-            "reason": self.outcome.name,
-            "count": self.count,
-            "unit": self.unit,
-            "text": self.outcome.text,
-            "remedy": self.outcome.remedy,
-        })
-    }
-}
-
-/// The most frequent reasons: first what keeps whole connections out, then
-/// what keeps messages of enrolled ones on the stack.
-fn top(stats: &Stats) -> Vec<Reason> {
-    let out: Vec<u64> = stats
-        .skipped
-        .iter()
-        .zip(&stats.ejected)
-        .map(|(skipped, ejected)| skipped + ejected)
-        .collect();
-    [
-        most(&out, REASONS, "sockets"),
-        most(&stats.stack_why, WHYS, "messages"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-fn most(counts: &[u64], outcomes: &[Outcome], unit: &'static str) -> Vec<Reason> {
-    let mut reasons: Vec<Reason> = counts
-        .iter()
-        .zip(outcomes)
-        .filter(|(count, _)| **count > 0)
-        .map(|(count, outcome)| Reason {
-            outcome: *outcome,
-            count: *count,
-            unit,
-        })
-        .collect();
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
-    reasons.truncate(TOP);
-    reasons
 }
 
 fn scope(config: &Config) -> &'static str {
@@ -151,24 +95,11 @@ fn to_text(
         stats.redirected_bytes,
         stats.redirected_bytes + stats.stack_bytes,
     ));
-    for reason in reasons {
-        let mut line = if reason.unit == "sockets" {
-            format!(
-                "{} sockets are not accelerated: {}",
-                reason.count, reason.outcome.text
-            )
-        } else {
-            format!(
-                "{} messages of enrolled sockets went by the stack: {}",
-                reason.count, reason.outcome.text
-            )
-        };
-        if !reason.outcome.remedy.is_empty() {
-            line.push_str("\n  To change it:  ");
-            line.push_str(reason.outcome.remedy);
-        }
-        lines.push(line);
-    }
+    lines.extend(
+        reasons
+            .iter()
+            .map(|reason| reason.to_text(reason.outcome.remedy)),
+    );
     let others: Vec<&str> = instances
         .iter()
         .map(String::as_str)

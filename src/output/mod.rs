@@ -43,7 +43,8 @@ impl Output {
         }
     }
 
-    fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
+    /// One JSON document, on one line or indented.
+    pub fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
         let text = if self.pretty {
             serde_json::to_string_pretty(value)
         } else {

@@ -145,8 +145,24 @@ impl Instance {
             instance.check_layout()?;
             return instance.extend(&cgroups, settings);
         }
+        Self::make(place, lock, &cgroups, settings).map(|()| Change::Done)
+    }
+
+    /// Enables an instance that must not be there yet.
+    pub fn create(place: &Place, cgroup: &Cgroup, settings: &Settings) -> Result<()> {
+        let lock = place.write()?;
+        if place.exists()? {
+            return Err(Error::Failed(format!(
+                "instance {} is enabled already\n  Give another name with --instance, or none.",
+                place.instance
+            )));
+        }
+        Self::make(place, lock, &[cgroup], settings)
+    }
+
+    fn make(place: &Place, lock: Lock, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
         let building = place.building();
-        let made = build(&building, &cgroups, settings)
+        let made = build(&building, cgroups, settings)
             .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
@@ -158,8 +174,7 @@ impl Instance {
             place: place.clone(),
             _lock: lock,
         };
-        instance.change_config(|config| config.enabled = 1)?;
-        Ok(Change::Done)
+        instance.change_config(|config| config.enabled = 1)
     }
 
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {

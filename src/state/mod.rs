@@ -5,6 +5,9 @@ pub mod cgroup;
 mod dir;
 mod instance;
 mod observer;
+pub mod process;
+pub mod sock_diag;
+pub mod temporary;
 mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
