@@ -173,10 +173,10 @@ fn pump(from: &TcpStream, to: &TcpStream, polls_first: bool) {
 /// Go's relay, built once for all tests of this file; already built where the
 /// environment names it, for machines without Go.
 fn go_relay() -> PathBuf {
+    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     if let Some(built) = env::var_os("SOCKACCEL_TEST_GO_RELAY") {
         return PathBuf::from(built);
     }
-    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUILT.get_or_init(|| {
         let dir = TempDir::new().expect("a temporary directory");
         let path = dir.path().join("relay");
