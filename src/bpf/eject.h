@@ -6,6 +6,7 @@
 #ifndef SA_EJECT_H
 #define SA_EJECT_H
 
+#include "events.h"
 #include "inspect.h"
 #include "listener.h"
 #include "pairing.h"
@@ -43,10 +44,16 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	/* Not there: closing has taken it out, and counts it, or the peer has. */
-	if (st->enrolled && (sa_eject_one(st->cookie, reason) || sa_was_ejected(st, conn))) {
-		st->enrolled = 0;
-		st->ejected = reason;
+	if (st->enrolled) {
+		bool mine = sa_eject_one(st->cookie, reason);
+
+		if (mine)
+			sa_event(st, SA_EVENT_EJECTED, reason);
+		/* Not there: closing has taken it out, and counts it, or the peer has. */
+		if (mine || sa_was_ejected(st, conn)) {
+			st->enrolled = 0;
+			st->ejected = reason;
+		}
 	}
 	sa_leave(st);
 	sa_quiet(ops);
@@ -62,8 +69,10 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 {
 	if (!sa_shut(conn))
 		return false;
-	if (sa_eject_one(st->peer_cookie, reason))
+	if (sa_eject_one(st->peer_cookie, reason)) {
 		__sync_fetch_and_or(&conn->ejected, 1u << !st->side);
+		sa_event(sa_side(conn, !st->side), SA_EVENT_EJECTED, reason);
+	}
 	sa_out(ops, st, reason);
 	return true;
 }
@@ -81,6 +90,7 @@ static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_si
 	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;
 	sa_add(paired, 1);
+	sa_event(st, SA_EVENT_PAIRED, 0);
 }
 
 /* RTT callback: own data sent by TCP was acknowledged. */

@@ -201,9 +201,11 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	if (!reason) {
 		st->enrolled = 1;
 		sa_add(enrolled, 1);
+		sa_event(st, SA_EVENT_ENROLLED, 0);
 		return;
 	}
 	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
+	sa_event(st, SA_EVENT_SKIPPED, reason);
 	if (st->conn_id) {
 		struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 

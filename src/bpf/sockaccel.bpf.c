@@ -127,6 +127,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	if (why) {
 		if (path == SA_PATH_REDIRECT) {
 			sa_add_at(demoted_why, why, SA_WHY_COUNT, 1);
+			sa_event(st, SA_EVENT_DEMOTED, why);
 			if (!v.alone && !v.forced)
 				sa_add(hard_cap, 1);
 		}
@@ -143,8 +144,10 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
-	if (path != SA_PATH_REDIRECT)
+	if (path != SA_PATH_REDIRECT) {
 		sa_add(promotions, 1);
+		sa_event(st, SA_EVENT_PROMOTED, 0);
+	}
 	return SK_PASS;
 }
 

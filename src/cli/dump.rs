@@ -11,7 +11,7 @@ use crate::maps::layout::{
     ServiceKey,
 };
 use crate::maps::{Stats, sockets};
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{REASONS, WHYS, name};
 use crate::output::{say, table};
 use crate::state::Instance;
 
@@ -88,12 +88,6 @@ const TCP_STATES: [&str; 13] = [
     "CLOSING",
     "NEW-SYN-RECV",
 ];
-
-fn name(outcomes: &[Outcome], index: u32) -> &'static str {
-    outcomes
-        .get(index as usize)
-        .map_or("unknown", |outcome| outcome.name)
-}
 
 fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
     let mut records = sockets::read(&instance.dir())?;

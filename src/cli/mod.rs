@@ -7,7 +7,10 @@ mod dump;
 mod enable;
 mod endpoint;
 mod entry;
+mod events;
 mod identity;
+pub mod live;
+mod metrics;
 mod policy;
 mod service;
 mod stats;
@@ -67,7 +70,10 @@ enum Command {
     Status,
     /// Counters
     #[command(visible_alias = "stat")]
-    Stats,
+    Stats(stats::Args),
+    /// What happens to connections, as it happens
+    #[command(visible_alias = "event")]
+    Events(events::Args),
     /// Raw contents of a table
     #[command(subcommand)]
     Dump(dump::What),
@@ -135,7 +141,8 @@ impl Cli {
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
             Command::Status => status::run(&context),
-            Command::Stats => stats::run(&context),
+            Command::Stats(args) => stats::run(&context, &args),
+            Command::Events(args) => events::run(&context, &args),
             Command::Dump(what) => dump::run(&context, what),
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),

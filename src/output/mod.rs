@@ -43,7 +43,8 @@ impl Output {
         }
     }
 
-    fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
+    /// The text of this value.
+    pub fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
         let text = if self.pretty {
             serde_json::to_string_pretty(value)
         } else {
@@ -56,16 +57,21 @@ impl Output {
 /// Writes a text and a line break to standard output. A reader that has gone
 /// away (`| head`) is no error.
 pub fn write(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
     let text = text.trim_end_matches('\n');
-    let written = if text.is_empty() {
-        Ok(())
-    } else {
-        writeln!(out, "{text}")
-    };
-    match written.and_then(|()| out.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|e| Error::os("write to", "standard output", e)),
+    if text.is_empty() {
+        return Ok(());
+    }
+    go_on(&format!("{text}\n")).map(drop)
+}
+
+/// Writes one part of a text that goes on, line breaks and all. False when its
+/// reader has gone away.
+pub fn go_on(text: &str) -> Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Error::os("write to", "standard output", e)),
     }
 }
 
