@@ -72,23 +72,6 @@ const SOCKHASH_COLUMNS: [&str; 9] = [
     "unread_bytes",
 ];
 
-/// The state names of `ss`; the kernel's are in `include/net/tcp_states.h`
-const TCP_STATES: [&str; 13] = [
-    "UNKNOWN",
-    "ESTAB",
-    "SYN-SENT",
-    "SYN-RECV",
-    "FIN-WAIT-1",
-    "FIN-WAIT-2",
-    "TIME-WAIT",
-    "UNCONN",
-    "CLOSE-WAIT",
-    "LAST-ACK",
-    "LISTEN",
-    "CLOSING",
-    "NEW-SYN-RECV",
-];
-
 fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
     let mut records = sockets::read(&instance.dir())?;
     records.sort_by_key(|record| record.sock.cookie);
@@ -104,7 +87,7 @@ fn socket(record: &Dump) -> Value {
         "cookie": sock.cookie.to_string(),
         "family": if sock.tuple.family == 2 { "inet" } else { "inet6" },
         "protocol": "tcp",
-        "state": TCP_STATES.get(record.state as usize).unwrap_or(&TCP_STATES[0]),
+        "state": sockets::state_name(record.state),
         "local": local(&sock.tuple),
         "remote": remote(&sock.tuple),
         "role": if sock.role == ROLE_ACTIVE { "active" } else { "passive" },

@@ -1,7 +1,7 @@
 //! The command line: one file per verb or noun. Nouns read and edit tables,
 //! verbs change what runs.
 
-mod addr;
+pub(crate) mod addr;
 mod disable;
 mod dump;
 mod enable;
@@ -9,12 +9,13 @@ mod endpoint;
 mod entry;
 mod events;
 mod identity;
-pub mod live;
+pub(crate) mod live;
 mod metrics;
 mod policy;
 mod service;
 mod stats;
 mod status;
+mod top;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -74,6 +75,8 @@ enum Command {
     /// What happens to connections, as it happens
     #[command(visible_alias = "event")]
     Events(events::Args),
+    /// Live connections on the terminal
+    Top(top::Args),
     /// Raw contents of a table
     #[command(subcommand)]
     Dump(dump::What),
@@ -143,6 +146,7 @@ impl Cli {
             Command::Status => status::run(&context),
             Command::Stats(args) => stats::run(&context, &args),
             Command::Events(args) => events::run(&context, &args),
+            Command::Top(args) => top::run(&context, args),
             Command::Dump(what) => dump::run(&context, what),
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),

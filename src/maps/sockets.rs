@@ -1,5 +1,6 @@
 //! The enrolled sockets, as the iterator `sa_iter_dump` tells them.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -21,7 +22,7 @@ pub fn read(dir: &Path) -> Result<Vec<Dump>> {
     sys::bpf::iterate_sockmap(program_fd.as_fd(), map_fd.as_fd())
         .and_then(|mut iterator| iterator.read_to_end(&mut bytes))
         .map_err(|e| Error::path("iterate over map", &map, e))?;
-    let records: Vec<Dump> = bytes
+    let mut records: Vec<Dump> = bytes
         .chunks(size_of::<Dump>())
         .map_while(|record| Dump::read_from_bytes(record).ok())
         .collect();
@@ -31,5 +32,30 @@ pub fn read(dir: &Path) -> Result<Vec<Dump>> {
             program.display()
         )));
     }
+    // The kernel begins a bucket of the table again where a read(2) ended in it.
+    let mut seen = HashSet::with_capacity(records.len());
+    records.retain(|record| seen.insert(record.sock.cookie));
     Ok(records)
+}
+
+/// The state names of `ss`; the kernel's are in `include/net/tcp_states.h`
+const TCP_STATES: [&str; 13] = [
+    "UNKNOWN",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "UNCONN",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW-SYN-RECV",
+];
+
+/// The name of a TCP state.
+pub fn state_name(state: u32) -> &'static str {
+    TCP_STATES.get(state as usize).unwrap_or(&TCP_STATES[0])
 }

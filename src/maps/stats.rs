@@ -55,9 +55,7 @@ impl Stats {
     /// counters. One that closes in between would be missing, and what only grows
     /// would seem to shrink: then both are read again, some times at most.
     pub fn read(dir: &Path) -> Result<Self> {
-        let name = dir.join("sa_stats");
-        let map = MapHandle::from_pinned_path(&name)
-            .map_err(|e| Error::bpf("open map", name.display().to_string(), &e))?;
+        let map = open(dir)?;
         let mut stats = Self::counters(&map)?;
         for _ in 0..TRIES {
             let live = sockets::read(dir)?;
@@ -72,6 +70,12 @@ impl Stats {
         }
         stats.add_untold(&sockets::read(dir)?);
         Ok(stats)
+    }
+
+    /// What the programs have counted of the instance pinned in this directory,
+    /// without what live sockets have yet to tell: redirected messages and bytes.
+    pub fn told(dir: &Path) -> Result<Self> {
+        Self::counters(&open(dir)?)
     }
 
     fn add_untold(&mut self, live: &[Dump]) {
@@ -139,6 +143,12 @@ impl Stats {
     pub fn enrolled_now(&self) -> u64 {
         self.enrolled().saturating_sub(self.closed)
     }
+}
+
+fn open(dir: &Path) -> Result<MapHandle> {
+    let path = dir.join("sa_stats");
+    MapHandle::from_pinned_path(&path)
+        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
 }
 
 #[cfg(test)]
