@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
-use ratatui::buffer::Buffer;
+use ratatui::buffer::{Buffer, Cell};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::style::Color;
 use zerocopy::FromZeros;
 
-use super::model::{Flow, Model, Page, Sort};
+use super::model::{Connection, Flow, Model, Page, Sort};
 use super::processes::Processes;
 use super::view::View;
 use crate::maps::Stats;
@@ -58,7 +58,8 @@ fn pair(n: u16, messages: u64) -> [Dump; 2] {
     sock.redirected_messages = messages;
     sock.redirected_bytes = 10 * messages;
     sock.path = if n % 2 == 1 { PATH_REDIRECT } else { 0 };
-    sock.why = WHYS.iter().position(|why| why.name == "budget").unwrap() as u32;
+    let budget = WHYS.iter().position(|why| why.name == "budget");
+    sock.why = budget.unwrap().try_into().unwrap();
     sock.tuple.local = Addr::from("10.0.0.1".parse::<IpAddr>().unwrap());
     sock.tuple.remote = Addr::from("10.0.0.2".parse::<IpAddr>().unwrap());
     sock.tuple.local_port = 1000 + n;
@@ -124,7 +125,7 @@ impl Screen {
         buffer
             .content()
             .chunks(width)
-            .map(|line| line.iter().map(|cell| cell.symbol()).collect::<String>())
+            .map(|line| line.iter().map(Cell::symbol).collect::<String>())
             .map(|line| line.trim_end().to_owned())
             .collect()
     }
@@ -204,7 +205,11 @@ fn a_connection_is_new_before_it_has_a_rate() {
     assert!(model.connections()[0].messages().abs() < 1e-9);
     let both = [pair(1, 1001), pair(2, 1000)].concat();
     model.update(both, counters(), now + Duration::from_secs(1));
-    let rates: Vec<f64> = model.connections().iter().map(|c| c.messages()).collect();
+    let rates: Vec<f64> = model
+        .connections()
+        .iter()
+        .map(Connection::messages)
+        .collect();
     assert!(
         (rates[0] - 1.0).abs() < 1e-9 && rates[1].abs() < 1e-9,
         "{rates:?}"

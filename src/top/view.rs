@@ -218,8 +218,8 @@ fn cells(connection: &Connection, processes: &mut Processes) -> [String; 9] {
         each(&mut |pid| {
             pid.map_or_else(|| "-".to_owned(), |pid| processes.command(pid).to_owned())
         }),
-        local(first),
-        remote(first),
+        local(first).to_string(),
+        remote(first).to_string(),
         connection
             .ends
             .iter()
