@@ -38,8 +38,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn outcome_header() -> Result<String, std::fmt::Error> {
     let mut header =
         String::from("/* From src/outcome.rs. */\n#ifndef SA_OUTCOME_H\n#define SA_OUTCOME_H\n");
-    for (name, outcomes) in [("reason", outcome::REASONS), ("why", outcome::WHYS)] {
-        let prefix = name.to_uppercase();
+    for (name, prefix, outcomes) in [
+        ("reason", "REASON", outcome::REASONS),
+        ("why", "WHY", outcome::WHYS),
+        ("event_kind", "EVENT", outcome::EVENTS),
+    ] {
         writeln!(header, "enum sa_{name} {{")?;
         for outcome in outcomes {
             writeln!(

@@ -14,3 +14,4 @@ pub mod outcome;
 pub mod output;
 pub mod state;
 pub mod sys;
+pub mod top;

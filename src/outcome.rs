@@ -1,4 +1,5 @@
-//! What can become of a connection and of a message: the two closed enums.
+//! What can become of a connection and of a message, and which changes are
+//! told as events: the closed enums.
 //!
 //! This table is their only source: `build.rs` writes the C header of the
 //! programs from it, the counters of `stats` are named by it, and `status`
@@ -13,6 +14,13 @@ pub struct Outcome {
     pub text: &'static str,
     /// The option or action that would change it; empty when nothing does.
     pub remedy: &'static str,
+}
+
+/// The name of a value of the maps.
+pub fn name(outcomes: &[Outcome], index: u32) -> &'static str {
+    outcomes
+        .get(index as usize)
+        .map_or("unknown", |outcome| outcome.name)
 }
 
 const fn outcome(name: &'static str, text: &'static str, remedy: &'static str) -> Outcome {
@@ -196,4 +204,19 @@ pub const WHYS: &[Outcome] = &[
     ),
     outcome("pressure", "the kernel is short of socket memory", ""),
     outcome("missed", "the receiver left the table meanwhile", ""),
+];
+
+/// What `events` tells of. The index is the value in the ring buffer.
+pub const EVENTS: &[Outcome] = &[
+    outcome("enrolled", "a socket was enrolled", ""),
+    outcome("skipped", "a socket was not enrolled", ""),
+    outcome("paired", "a socket found its peer", ""),
+    outcome("ejected", "a socket was taken out again", ""),
+    outcome("promoted", "a direction went over to redirect", ""),
+    outcome("demoted", "a direction went back to the stack", ""),
+    outcome(
+        "denied",
+        "policy, scope or a service keeps a direction on the stack",
+        "",
+    ),
 ];

@@ -781,7 +781,7 @@ const FIELDS: &[(&str, &str)] = &[
         "stats",
         "seen enrolled enrolled_now paired ejected skipped redirected_messages \
          redirected_bytes stack_messages stack_bytes stack_reasons promotions \
-         demotions",
+         demotions events_lost",
     ),
     (
         "status",

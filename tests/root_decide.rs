@@ -23,12 +23,14 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 use sockaccel::maps::layout;
 use sockaccel::maps::layout::Addr;
+use sockaccel::maps::layout::Audience;
 use sockaccel::maps::layout::Cidr;
 use sockaccel::maps::layout::Config;
 use sockaccel::maps::layout::Conn;
 use sockaccel::maps::layout::Dump;
 use sockaccel::maps::layout::EGRESS;
 use sockaccel::maps::layout::Endpoint;
+use sockaccel::maps::layout::Event;
 use sockaccel::maps::layout::INGRESS;
 use sockaccel::maps::layout::Policy;
 use sockaccel::maps::layout::PolicyKey;
@@ -1461,6 +1463,8 @@ fn layouts_are_the_same_on_both_sides() {
         ("sa_conn", in_mirror::<Conn>()),
         ("sa_sock", in_mirror::<Sock>()),
         ("sa_dump", in_mirror::<Dump>()),
+        ("sa_event", in_mirror::<Event>()),
+        ("sa_audience", in_mirror::<Audience>()),
         ("sa_endpoint", in_mirror::<Endpoint>()),
         ("sa_cidr", in_mirror::<Cidr>()),
         ("sa_service_key", in_mirror::<ServiceKey>()),

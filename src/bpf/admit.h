@@ -103,15 +103,16 @@ static __always_inline bool sa_was_passed(__u64 conn_id, __u32 role)
 }
 
 /* Counts it, once: nested cgroups run the program once for each. */
-static __always_inline void sa_pass(__u64 conn_id, __u32 role, __u32 reason)
+static __always_inline bool sa_pass(__u64 conn_id, __u32 role, __u32 reason)
 {
 	__u64 *slot = sa_passed_slot(conn_id, role);
 
 	if (!slot || *slot == conn_id)
-		return;
+		return false;
 	*slot = conn_id;
 	sa_add(seen, 1);
 	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
+	return true;
 }
 
 #endif

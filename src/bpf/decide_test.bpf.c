@@ -15,8 +15,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* For its type alone: the tests compare the layouts of both sides. */
+/* For their types alone: the tests compare the layouts of both sides. */
 struct sa_dump test_dump_layout;
+struct sa_event test_event_layout;
 
 #define case_of(type, skb)                                                             \
 	({                                                                             \

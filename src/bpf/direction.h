@@ -15,7 +15,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 {
 	struct sa_side *me, *peer;
 	struct sa_conn *conn;
-	__u32 *mark, tier = 0;
+	__u32 *mark, why, tier = 0;
 	bool active;
 
 	if (!st)
@@ -69,8 +69,11 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		st->verdict = st->marks & SA_MARK_SPLICING ? SA_WHY_SPLICING : SA_WHY_READER;
 		return;
 	}
-	st->verdict = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
-				    active ? &peer->tuple : &st->tuple, &tier);
+	why = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
+			    active ? &peer->tuple : &st->tuple, &tier);
+	if (why && why != st->verdict)
+		sa_event(st, SA_EVENT_DENIED, why);
+	st->verdict = why;
 	st->policy_tier = tier;
 }
 

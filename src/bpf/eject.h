@@ -31,8 +31,12 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
 	if (st->enrolled) {
+		bool mine = sa_eject_one(st->cookie, reason);
+
+		if (mine)
+			sa_event(st, SA_EVENT_EJECTED, reason);
 		/* Not there: the peer or the watch has taken it out, or close(2). */
-		if (sa_eject_one(st->cookie, reason) || !conn || sa_was_ejected(st, conn))
+		if (mine || !conn || sa_was_ejected(st, conn))
 			st->ejected = reason;
 		else
 			sa_add(closed, 1);
@@ -52,8 +56,10 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 {
 	if (!sa_shut(conn))
 		return false;
-	if (sa_eject_one(st->peer_cookie, reason))
+	if (sa_eject_one(st->peer_cookie, reason)) {
 		__sync_fetch_and_or(&conn->ejected, 1u << !st->side);
+		sa_event(sa_side(conn, !st->side), SA_EVENT_EJECTED, reason);
+	}
 	sa_out(ops, st, reason);
 	return true;
 }
@@ -72,6 +78,7 @@ static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_si
 	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;
 	sa_add(paired, 1);
+	sa_event(st, SA_EVENT_PAIRED, 0);
 }
 
 /* RTT callback: own data sent by TCP was acknowledged. */

@@ -5,6 +5,7 @@
 
 #include "admit.h"
 #include "eject.h"
+#include "events.h"
 #include "watch.h"
 #include "policy.h"
 
@@ -145,6 +146,20 @@ static __always_inline __u32 sa_meet_passive(struct sa_sock *st, const struct tc
 	return reason;
 }
 
+/* Nothing is kept of it, so what the event tells is looked up for it. */
+static __always_inline void sa_event_passed(struct bpf_sock_ops *ops,
+					    const struct tcp_sock___sa *tp, __u32 role,
+					    __u32 reason)
+{
+	struct sa_tuple tuple = {};
+
+	if (!sa_listening_to(SA_EVENT_SKIPPED))
+		return;
+	sa_tuple_of(tp, &tuple);
+	sa_emit(bpf_get_socket_cookie(ops), bpf_get_netns_cookie(ops), &tuple, 0,
+		SA_EVENT_SKIPPED | reason << 8 | role << 24);
+}
+
 /*
  * Before anything is allocated: is this one of those that are not looked at any
  * further? A passive socket whose peer was passed over has nobody to meet, like
@@ -168,7 +183,8 @@ static __always_inline bool sa_passes(struct bpf_sock_ops *ops, const struct sa_
 		if (!reason)
 			return false;
 	}
-	sa_pass(conn_id, role, reason);
+	if (sa_pass(conn_id, role, reason))
+		sa_event_passed(ops, tp, role, reason);
 	return true;
 }
 
@@ -252,6 +268,7 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	if (!reason) {
 		st->enrolled = 1;
 		sa_add(enrolled, 1);
+		sa_event(st, SA_EVENT_ENROLLED, 0);
 		if (role == SA_ROLE_ACTIVE) {
 			struct sa_server_key key;
 
@@ -261,6 +278,7 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 		return;
 	}
 	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
+	sa_event(st, SA_EVENT_SKIPPED, reason);
 	if (st->conn_id) {
 		struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 

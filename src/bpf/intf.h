@@ -315,4 +315,25 @@ struct sa_dump {
 };
 _Static_assert(sizeof(struct sa_dump) == 320, "layout");
 
+/* One record of sa_events. */
+struct sa_event {
+	__u64 time; /* ns of CLOCK_MONOTONIC */
+	__u64 cookie;
+	__u64 netns_cookie;
+	struct sa_tuple tuple;
+	__u32 kind; /* enum sa_event_kind */
+	__u32 cause; /* enum sa_reason of skipped and ejected, enum sa_why of the rest */
+	__u32 tgid; /* of the process seen using the socket, 0 unknown */
+	__u32 role; /* enum sa_role */
+};
+_Static_assert(sizeof(struct sa_event) == 80, "layout");
+
+/* The one element of sa_audience: who wants to hear of what, and how long. */
+struct sa_audience {
+	__u64 until; /* ns of CLOCK_MONOTONIC */
+	__u32 kinds; /* bits of enum sa_event_kind, 0 nobody listens */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_audience) == 16, "layout");
+
 #endif

@@ -175,6 +175,7 @@ struct sa_stats {
 	__u64 promotions;
 	__u64 refused_options; /* setsockopt(2) calls refused */
 	__u64 hard_cap; /* demotions in company, at the hard cap */
+	__u64 events_lost; /* sa_events was full */
 	__u64 skipped[SA_REASON_COUNT];
 	__u64 ejected[SA_REASON_COUNT];
 	__u64 stack_why[SA_WHY_COUNT];
@@ -187,6 +188,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct sa_stats);
 } sa_stats SEC(".maps");
+
+/* What happens to sockets, for `events`. Every program writes, see events.h. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} sa_events SEC(".maps");
+
+/*
+ * Whether anybody reads sa_events. `events` writes, and keeps moving the
+ * deadline; the first event after it switches off what a killed one left on.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sa_audience);
+} sa_audience SEC(".maps");
 
 /*
  * The second half of the generation: raised by programs that saw a reader

@@ -131,6 +131,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	if (why) {
 		if (path == SA_PATH_REDIRECT) {
 			sa_add_at(demoted_why, why, SA_WHY_COUNT, 1);
+			sa_event(st, SA_EVENT_DEMOTED, why);
 			if (!v.alone && !v.forced)
 				sa_add(hard_cap, 1);
 		}
@@ -149,8 +150,10 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->redirected_bytes += v.size;
 	if (!(st->redirected_messages % SA_ADMIT_EVERY))
 		sa_earn(st, SA_ADMIT_EVERY);
-	if (path != SA_PATH_REDIRECT)
+	if (path != SA_PATH_REDIRECT) {
 		sa_add(promotions, 1);
+		sa_event(st, SA_EVENT_PROMOTED, 0);
+	}
 	return SK_PASS;
 }
 

@@ -11,6 +11,7 @@
 #ifndef SA_STREAM_H
 #define SA_STREAM_H
 
+#include "events.h"
 #include "inspect.h"
 #include "pairing.h"
 
@@ -104,8 +105,10 @@ static __always_inline void sa_dismiss_peer(struct bpf_sock_ops *ops, const stru
 	psock = psk ? sa_psock(psk) : NULL;
 	if (psock && !sa_queue_empty(psock))
 		return;
-	if (psock && sa_eject_one(st->peer_cookie, SA_REASON_STREAM))
+	if (psock && sa_eject_one(st->peer_cookie, SA_REASON_STREAM)) {
 		__sync_fetch_and_or(&conn->ejected, 1u << !st->side);
+		sa_event(sa_side(conn, !st->side), SA_EVENT_EJECTED, SA_REASON_STREAM);
+	}
 	sa_quiet(ops);
 }
 
@@ -135,6 +138,7 @@ static __always_inline void sa_on_stream_ack(struct bpf_sock_ops *ops, struct sa
 	if (sa_eject_one(st->cookie, SA_REASON_STREAM)) {
 		st->enrolled = 0;
 		st->ejected = SA_REASON_STREAM;
+		sa_event(st, SA_EVENT_EJECTED, SA_REASON_STREAM);
 	}
 }
 

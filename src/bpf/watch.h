@@ -35,10 +35,14 @@ static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
 
 	if (!sa_shut(conn))
 		return;
-	if (sa_eject_one(zero, reason))
+	if (sa_eject_one(zero, reason)) {
 		__sync_fetch_and_or(&conn->ejected, 1);
-	if (sa_eject_one(one, reason))
+		sa_event(&conn->side[0], SA_EVENT_EJECTED, reason);
+	}
+	if (sa_eject_one(one, reason)) {
 		__sync_fetch_and_or(&conn->ejected, 2);
+		sa_event(&conn->side[1], SA_EVENT_EJECTED, reason);
+	}
 }
 
 /* Servers accept within milliseconds, or are busy for long. */

@@ -8,17 +8,17 @@ use ipnet::IpNet;
 use crate::maps::layout::{Addr, Tuple};
 
 /// `a.b.c.d:80` or `[v6]:80`, v4-mapped addresses as IPv4.
-pub fn end(addr: Addr, port: u16) -> String {
-    SocketAddr::new(addr.ip(), port).to_string()
+pub fn end(addr: Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(addr.ip(), port)
 }
 
 /// The local end of a tuple, for people and JSON.
-pub fn local(tuple: &Tuple) -> String {
+pub fn local(tuple: &Tuple) -> SocketAddr {
     end(tuple.local, tuple.local_port)
 }
 
 /// The remote end of a tuple, for people and JSON.
-pub fn remote(tuple: &Tuple) -> String {
+pub fn remote(tuple: &Tuple) -> SocketAddr {
     end(tuple.remote, tuple.remote_port)
 }
 

@@ -1,6 +1,9 @@
 //! `dump`: the maps as they are, key and value.
 
+use std::net::SocketAddr;
+
 use clap::Subcommand;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::addr::{end, local, remote};
@@ -11,7 +14,7 @@ use crate::maps::layout::{
     ServiceKey,
 };
 use crate::maps::{Stats, sockets};
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{REASONS, WHYS, name};
 use crate::output::{say, table};
 use crate::state::Instance;
 
@@ -42,21 +45,22 @@ pub enum What {
 pub fn run(context: &Context, what: What) -> Result<()> {
     let instance = Instance::open(&context.place)?;
     let rows = match what {
-        What::Sockhash => sockhash(context, &instance)?,
-        What::Connections => connections(&instance)?,
+        What::Sockhash => return sockhash(context, &instance),
+        What::Connections => return connections(context, &instance),
         What::Endpoints => endpoints(&instance)?,
         What::Identities => identities(&instance)?,
         What::Policy => policy(&instance)?,
         What::Services => services(&instance)?,
         What::Config => return config(context, &instance),
     };
-    if rows.is_empty() && !context.output.json && !matches!(what, What::Sockhash) {
+    say_if_empty(context, &rows);
+    context.output.print(&rows, || to_table(&rows))
+}
+
+fn say_if_empty<T>(context: &Context, rows: &[T]) {
+    if rows.is_empty() && !context.output.json {
         say("0 entries.");
     }
-    context.output.print(&rows, || match what {
-        What::Sockhash => to_table(&rows, &SOCKHASH_COLUMNS),
-        _ => to_table(&rows, &[]),
-    })
 }
 
 /// What a screen has room for; JSON has everything.
@@ -72,65 +76,124 @@ const SOCKHASH_COLUMNS: [&str; 9] = [
     "unread_bytes",
 ];
 
-/// The state names of `ss`; the kernel's are in `include/net/tcp_states.h`
-const TCP_STATES: [&str; 13] = [
-    "UNKNOWN",
-    "ESTAB",
-    "SYN-SENT",
-    "SYN-RECV",
-    "FIN-WAIT-1",
-    "FIN-WAIT-2",
-    "TIME-WAIT",
-    "UNCONN",
-    "CLOSE-WAIT",
-    "LAST-ACK",
-    "LISTEN",
-    "CLOSING",
-    "NEW-SYN-RECV",
-];
-
-fn name(outcomes: &[Outcome], index: u32) -> &'static str {
-    outcomes
-        .get(index as usize)
-        .map_or("unknown", |outcome| outcome.name)
+/// There can be very many of these: they are written as they are.
+#[derive(Serialize)]
+struct Socket {
+    #[serde(serialize_with = "as_text")]
+    cookie: u64,
+    family: &'static str,
+    protocol: &'static str,
+    state: &'static str,
+    local: SocketAddr,
+    remote: SocketAddr,
+    role: &'static str,
+    #[serde(serialize_with = "as_text")]
+    netns_cookie: u64,
+    paired: bool,
+    #[serde(serialize_with = "some_as_text")]
+    peer_cookie: Option<u64>,
+    path: &'static str,
+    stack_reason: Option<&'static str>,
+    unread_bytes: u64,
+    unread_messages: u32,
+    redirected_messages: u64,
+    redirected_bytes: u64,
+    stack_messages: u64,
+    stack_bytes: u64,
+    promotions: u32,
+    demotions: u32,
+    nonblocking: bool,
+    pid: Option<u32>,
+    inode: u32,
 }
 
-fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn as_text<S: Serializer>(id: &u64, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(id)
+}
+
+#[expect(clippy::ref_option, reason = "serde's signature")]
+fn some_as_text<S: Serializer>(id: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => to.collect_str(id),
+        None => to.serialize_none(),
+    }
+}
+
+fn sockhash(context: &Context, instance: &Instance) -> Result<()> {
     let mut records = sockets::read(&instance.dir())?;
-    records.sort_by_key(|record| record.sock.cookie);
+    records.sort_unstable_by_key(|record| record.sock.cookie);
     if records.is_empty() && !context.output.json {
         say(why_empty(&Stats::read(&instance.dir())?));
+        return Ok(());
     }
-    Ok(records.iter().map(socket).collect())
+    let sockets: Vec<Socket> = records.iter().map(Socket::from).collect();
+    context.output.print(&sockets, || {
+        table(
+            &SOCKHASH_COLUMNS,
+            sockets.iter().map(|socket| {
+                [
+                    socket.cookie.to_string(),
+                    socket.local.to_string(),
+                    socket.remote.to_string(),
+                    socket.role.to_owned(),
+                    or_dash(socket.pid),
+                    socket.path.to_owned(),
+                    or_dash(socket.stack_reason),
+                    socket.redirected_messages.to_string(),
+                    socket.unread_bytes.to_string(),
+                ]
+            }),
+        )
+    })
 }
 
-fn socket(record: &Dump) -> Value {
-    let sock = &record.sock;
-    json!({
-        "cookie": sock.cookie.to_string(),
-        "family": if sock.tuple.family == 2 { "inet" } else { "inet6" },
-        "protocol": "tcp",
-        "state": TCP_STATES.get(record.state as usize).unwrap_or(&TCP_STATES[0]),
-        "local": local(&sock.tuple),
-        "remote": remote(&sock.tuple),
-        "role": if sock.role == ROLE_ACTIVE { "active" } else { "passive" },
-        "netns_cookie": sock.netns_cookie.to_string(),
-        "paired": sock.peer_cookie != 0,
-        "peer_cookie": (sock.peer_cookie != 0).then(|| sock.peer_cookie.to_string()),
-        "path": if sock.path == PATH_REDIRECT { "redirect" } else { "stack" },
-        "stack_reason": (sock.path != PATH_REDIRECT && sock.why != 0).then(|| name(WHYS, sock.why)),
-        "unread_bytes": record.unread_bytes,
-        "unread_messages": record.unread_messages,
-        "redirected_messages": sock.redirected_messages,
-        "redirected_bytes": sock.redirected_bytes,
-        "stack_messages": sock.stack_messages,
-        "stack_bytes": sock.stack_bytes,
-        "promotions": sock.promotions,
-        "demotions": sock.demotions,
-        "nonblocking": record.nonblock != 0,
-        "pid": (sock.tgid != 0).then_some(sock.tgid),
-        "inode": record.inode,
-    })
+impl From<&Dump> for Socket {
+    fn from(record: &Dump) -> Self {
+        let sock = &record.sock;
+        let redirected = sock.path == PATH_REDIRECT;
+        Self {
+            cookie: sock.cookie,
+            family: if sock.tuple.family == 2 {
+                "inet"
+            } else {
+                "inet6"
+            },
+            protocol: "tcp",
+            state: sockets::state_name(record.state),
+            local: local(&sock.tuple),
+            remote: remote(&sock.tuple),
+            role: role(sock.role),
+            netns_cookie: sock.netns_cookie,
+            paired: sock.peer_cookie != 0,
+            peer_cookie: (sock.peer_cookie != 0).then_some(sock.peer_cookie),
+            path: if redirected { "redirect" } else { "stack" },
+            stack_reason: (!redirected && sock.why != 0).then(|| name(WHYS, sock.why)),
+            unread_bytes: record.unread_bytes,
+            unread_messages: record.unread_messages,
+            redirected_messages: sock.redirected_messages,
+            redirected_bytes: sock.redirected_bytes,
+            stack_messages: sock.stack_messages,
+            stack_bytes: sock.stack_bytes,
+            promotions: sock.promotions,
+            demotions: sock.demotions,
+            nonblocking: record.nonblock != 0,
+            pid: (sock.tgid != 0).then_some(sock.tgid),
+            inode: record.inode,
+        }
+    }
+}
+
+fn role(role: u32) -> &'static str {
+    if role == ROLE_ACTIVE {
+        "active"
+    } else {
+        "passive"
+    }
+}
+
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// `0 sockets enrolled; 37 skipped: blocking_reader (37).`
@@ -166,32 +229,89 @@ fn why_empty(stats: &Stats) -> String {
     )
 }
 
-fn connections(instance: &Instance) -> Result<Vec<Value>> {
+/// One side of a connection.
+#[derive(Serialize)]
+struct Claimed {
+    conn_id: String,
+    side: usize,
+    #[serde(serialize_with = "as_text")]
+    cookie: u64,
+    local: SocketAddr,
+    remote: SocketAddr,
+    role: &'static str,
+    #[serde(serialize_with = "as_text")]
+    netns_cookie: u64,
+    skipped: Option<&'static str>,
+    left: bool,
+    gate: u32,
+    poisoned: bool,
+    pid: Option<u32>,
+}
+
+fn connections(context: &Context, instance: &Instance) -> Result<()> {
     let mut entries = instance.table::<u64, Conn>("sa_conns")?.entries()?;
-    entries.sort_by_key(|(id, _)| *id);
-    Ok(entries
-        .iter()
-        .flat_map(|(id, conn)| {
-            conn.side.iter().enumerate().filter(|(_, side)| side.cookie != 0).map(
-                move |(index, side)| {
-                    json!({
-                        "conn_id": format!("{id:016x}"),
-                        "side": index,
-                        "cookie": side.cookie.to_string(),
-                        "local": local(&side.tuple),
-                        "remote": remote(&side.tuple),
-                        "role": if u32::from(side.role) == ROLE_ACTIVE { "active" } else { "passive" },
-                        "netns_cookie": side.netns_cookie.to_string(),
-                        "skipped": (side.skipped != 0).then(|| name(REASONS, side.skipped)),
-                        "left": conn.left & (1 << index) != 0,
-                        "gate": conn.gate,
-                        "poisoned": conn.poisoned != 0,
-                        "pid": (side.tgid != 0).then_some(side.tgid),
-                    })
-                },
-            )
-        })
-        .collect())
+    entries.sort_unstable_by_key(|(id, _)| *id);
+    let claimed = |(id, conn): &(u64, Conn)| {
+        let (id, conn) = (*id, *conn);
+        let sides = conn.side.into_iter().enumerate();
+        sides
+            .filter(|(_, side)| side.cookie != 0)
+            .map(move |(index, side)| Claimed {
+                conn_id: format!("{id:016x}"),
+                side: index,
+                cookie: side.cookie,
+                local: local(&side.tuple),
+                remote: remote(&side.tuple),
+                role: role(side.role.into()),
+                netns_cookie: side.netns_cookie,
+                skipped: (side.skipped != 0).then(|| name(REASONS, side.skipped)),
+                left: conn.left & (1 << index) != 0,
+                gate: conn.gate,
+                poisoned: conn.poisoned != 0,
+                pid: (side.tgid != 0).then_some(side.tgid),
+            })
+    };
+    let rows: Vec<Claimed> = entries.iter().flat_map(claimed).collect();
+    say_if_empty(context, &rows);
+    context.output.print(&rows, || {
+        let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
+        let columns = [
+            "conn_id",
+            "side",
+            "cookie",
+            "local",
+            "remote",
+            "role",
+            "netns_cookie",
+            "skipped",
+            "left",
+            "gate",
+            "poisoned",
+            "pid",
+        ];
+        if rows.is_empty() {
+            return String::new();
+        }
+        table(
+            &columns,
+            rows.iter().map(|row| {
+                [
+                    row.conn_id.clone(),
+                    row.side.to_string(),
+                    row.cookie.to_string(),
+                    row.local.to_string(),
+                    row.remote.to_string(),
+                    row.role.to_owned(),
+                    row.netns_cookie.to_string(),
+                    or_dash(row.skipped),
+                    yes(row.left),
+                    row.gate.to_string(),
+                    yes(row.poisoned),
+                    or_dash(row.pid),
+                ]
+            }),
+        )
+    })
 }
 
 fn endpoints(instance: &Instance) -> Result<Vec<Value>> {
@@ -298,21 +418,15 @@ fn config(context: &Context, instance: &Instance) -> Result<()> {
     })
 }
 
-/// These columns, or all there are.
-fn to_table(rows: &[Value], columns: &[&str]) -> String {
+fn to_table(rows: &[Value]) -> String {
     let Some(first) = rows.first().and_then(Value::as_object) else {
         return String::new();
     };
-    let all: Vec<&str> = first.keys().map(String::as_str).collect();
-    let columns = if columns.is_empty() { &all } else { columns };
+    let columns: Vec<&str> = first.keys().map(String::as_str).collect();
     table(
-        columns,
-        rows.iter().map(|row| {
-            columns
-                .iter()
-                .map(|field| cell(&row[*field]))
-                .collect::<Vec<_>>()
-        }),
+        &columns,
+        rows.iter()
+            .map(|row| columns.iter().map(|field| cell(&row[*field]))),
     )
 }
 

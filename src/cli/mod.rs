@@ -1,7 +1,7 @@
 //! The command line: one file per verb or noun. Nouns read and edit tables,
 //! verbs change what runs.
 
-mod addr;
+pub(crate) mod addr;
 mod assert;
 mod disable;
 mod doctor;
@@ -9,14 +9,18 @@ mod dump;
 mod enable;
 mod endpoint;
 mod entry;
+mod events;
 mod explain;
 mod identity;
+pub(crate) mod live;
+mod metrics;
 mod policy;
 mod reasons;
 mod run;
 mod service;
 mod stats;
 mod status;
+mod top;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -78,11 +82,16 @@ enum Command {
     Doctor(doctor::Args),
     /// Counters
     #[command(visible_alias = "stat")]
-    Stats,
+    Stats(stats::Args),
     /// Why a connection is accelerated or not, rule by rule
     Explain(explain::Args),
     /// Fail unless the figures are as they should be, for scripts
     Assert(assert::Args),
+    /// What happens to connections, as it happens
+    #[command(visible_alias = "event")]
+    Events(events::Args),
+    /// Live connections on the terminal
+    Top(top::Args),
     /// Raw contents of a table
     #[command(subcommand)]
     Dump(dump::What),
@@ -183,9 +192,11 @@ impl Cli {
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)
                 .map_err(|e| Error::os("take part in", "doctor", e)),
-            Command::Stats => stats::run(&context),
+            Command::Stats(args) => stats::run(&context, &args),
             Command::Explain(args) => explain::run(&context, &args),
             Command::Assert(args) => assert::run(&context, &args),
+            Command::Events(args) => events::run(&context, &args),
+            Command::Top(args) => top::run(&context, args),
             Command::Dump(what) => dump::run(&context, what),
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),

@@ -101,7 +101,7 @@ struct Row {
 impl Row {
     fn new(key: ServiceKey, service: Service) -> Self {
         Self {
-            service: end(key.addr, key.port),
+            service: end(key.addr, key.port).to_string(),
             protocol: "tcp",
             accelerate: service.accelerate > 0,
             connections: service.connections,

@@ -19,6 +19,8 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_get_socket_cookie;
 use libbpf_rs::libbpf_sys::BPF_FUNC_jiffies64;
 use libbpf_rs::libbpf_sys::BPF_FUNC_msg_redirect_hash;
 use libbpf_rs::libbpf_sys::BPF_FUNC_probe_read_kernel;
+use libbpf_rs::libbpf_sys::BPF_FUNC_ringbuf_reserve;
+use libbpf_rs::libbpf_sys::BPF_FUNC_ringbuf_submit;
 use libbpf_rs::libbpf_sys::BPF_FUNC_set_retval;
 use libbpf_rs::libbpf_sys::BPF_FUNC_sk_storage_get;
 use libbpf_rs::libbpf_sys::BPF_FUNC_skc_to_tcp_sock;
@@ -128,6 +130,7 @@ const PIECES: &[(Piece, &str)] = &[
     map(MapType::Hash, "Linux 3.19"),
     map(MapType::LruHash, "Linux 4.10"),
     map(MapType::PercpuArray, "Linux 4.6"),
+    map(MapType::RingBuf, "Linux 5.8"),
     helper(
         ProgramType::SkMsg,
         "bpf_jiffies64",
@@ -247,6 +250,30 @@ const PIECES: &[(Piece, &str)] = &[
         "bpf_get_current_task_btf",
         BPF_FUNC_get_current_task_btf,
         "Linux 5.15",
+    ),
+    helper(
+        ProgramType::SockOps,
+        "bpf_ringbuf_reserve",
+        BPF_FUNC_ringbuf_reserve,
+        "Linux 5.8",
+    ),
+    helper(
+        ProgramType::SockOps,
+        "bpf_ringbuf_submit",
+        BPF_FUNC_ringbuf_submit,
+        "Linux 5.8",
+    ),
+    helper(
+        ProgramType::SkMsg,
+        "bpf_ringbuf_reserve",
+        BPF_FUNC_ringbuf_reserve,
+        "Linux 5.8",
+    ),
+    helper(
+        ProgramType::SkMsg,
+        "bpf_ringbuf_submit",
+        BPF_FUNC_ringbuf_submit,
+        "Linux 5.8",
     ),
     helper(
         ProgramType::CgroupSockopt,
@@ -386,6 +413,7 @@ fn map_text(map: MapType) -> &'static str {
         MapType::Hash => "hash",
         MapType::LruHash => "lru_hash",
         MapType::PercpuArray => "percpu_array",
+        MapType::RingBuf => "ringbuf",
         _ => "other",
     }
 }
@@ -503,6 +531,7 @@ mod tests {
     /// Helpers that have been there since maps and iterators have, and a function
     /// that the programs do without (kernel.h).
     const NOT_PROBED: &[&str] = &[
+        "bpf_ktime_get_ns",
         "bpf_map_lookup_elem",
         "bpf_map_update_elem",
         "bpf_map_delete_elem",

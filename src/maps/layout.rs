@@ -166,6 +166,31 @@ pub struct Dump {
     pub pad: u32,
 }
 
+/// `struct sa_event`: one record of the ring buffer `sa_events`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Event {
+    pub time: u64,
+    pub cookie: u64,
+    pub netns_cookie: u64,
+    pub tuple: Tuple,
+    pub kind: u32,
+    pub cause: u32,
+    pub tgid: u32,
+    pub role: u32,
+}
+
+/// `struct sa_audience`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Audience {
+    pub until: u64,
+    pub kinds: u32,
+    pub pad: u32,
+}
+
 /// `struct sa_endpoint`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -306,6 +331,8 @@ const _: () = {
     assert!(size_of::<Conn>() == 320);
     assert!(size_of::<Sock>() == 288);
     assert!(size_of::<Dump>() == 320);
+    assert!(size_of::<Event>() == 80);
+    assert!(size_of::<Audience>() == 16);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

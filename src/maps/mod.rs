@@ -1,5 +1,6 @@
 //! Typed access to each map of an instance.
 
+pub mod events;
 pub mod layout;
 pub mod sockets;
 mod stats;

@@ -34,7 +34,29 @@ pub fn read(dir: &Path) -> Result<Vec<Dump>> {
     }
     // Each read(2) of the iterator begins again with the bucket of the table
     // where the one before ended (sock_hash_seq_start).
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::with_capacity(records.len());
     records.retain(|record| seen.insert(record.sock.cookie));
     Ok(records)
+}
+
+/// The state names of `ss`; the kernel's are in `include/net/tcp_states.h`
+const TCP_STATES: [&str; 13] = [
+    "UNKNOWN",
+    "ESTAB",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "UNCONN",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW-SYN-RECV",
+];
+
+/// The name of a TCP state.
+pub fn state_name(state: u32) -> &'static str {
+    TCP_STATES.get(state as usize).unwrap_or(&TCP_STATES[0])
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::layout::Dump;
 use super::sockets;
 use crate::error::{Error, Result};
 use crate::outcome::{REASONS, WHYS};
@@ -29,6 +30,8 @@ pub struct Stats {
     pub refused_options: u64,
     /// Directions demoted in company, at the hard cap.
     pub hard_cap: u64,
+    /// Events that found the ring buffer full while somebody listened.
+    pub events_lost: u64,
     /// Sockets skipped, by the index of [`REASONS`].
     pub skipped: Vec<u64>,
     /// Sockets ejected, by the index of [`REASONS`].
@@ -39,29 +42,52 @@ pub struct Stats {
     pub demoted_why: Vec<u64>,
 }
 
-const SCALARS: usize = 11;
+/// How often a reading that closing sockets disturbed is begun again.
+const TRIES: usize = 3;
+
+const SCALARS: usize = 12;
 const WORDS: usize = SCALARS + 2 * REASONS.len() + 2 * WHYS.len();
 
 impl Stats {
     /// Reads the counters of the instance pinned in this directory.
     ///
     /// Live sockets count what they redirect themselves, and are asked after the
-    /// counters: one that closes in between is missing for that moment.
+    /// counters. One that closes in between would be missing, and what only grows
+    /// would seem to shrink: then both are read again, some times at most.
     pub fn read(dir: &Path) -> Result<Self> {
-        let mut stats = Self::read_counters(dir)?;
-        for record in sockets::read(dir)? {
-            let sock = record.sock;
-            stats.redirected_messages +=
-                sock.redirected_messages.saturating_sub(sock.told_messages);
-            stats.redirected_bytes += sock.redirected_bytes.saturating_sub(sock.told_bytes);
+        let map = open(dir)?;
+        let mut stats = Self::counters(&map)?;
+        for _ in 0..TRIES {
+            let live = sockets::read(dir)?;
+            let after = Self::counters(&map)?;
+            let told = |stats: &Self| (stats.redirected_messages, stats.redirected_bytes);
+            let steady = told(&stats) == told(&after);
+            stats = after;
+            if steady {
+                stats.add_untold(&live);
+                return Ok(stats);
+            }
         }
+        stats.add_untold(&sockets::read(dir)?);
         Ok(stats)
     }
 
-    fn read_counters(dir: &Path) -> Result<Self> {
+    /// What the programs have counted of the instance pinned in this directory,
+    /// without what live sockets have yet to tell: redirected messages and bytes.
+    pub fn told(dir: &Path) -> Result<Self> {
+        Self::counters(&open(dir)?)
+    }
+
+    fn add_untold(&mut self, live: &[Dump]) {
+        for Dump { sock, .. } in live {
+            self.redirected_messages += sock.redirected_messages.saturating_sub(sock.told_messages);
+            self.redirected_bytes += sock.redirected_bytes.saturating_sub(sock.told_bytes);
+        }
+    }
+
+    /// What the programs have counted in this map; live sockets have more to tell.
+    pub fn counters(map: &MapHandle) -> Result<Self> {
         let name = "sa_stats";
-        let map = MapHandle::from_pinned_path(dir.join(name))
-            .map_err(|e| Error::bpf("open map", dir.join(name).display().to_string(), &e))?;
         let per_cpu = map
             .lookup_percpu(&0_u32.to_ne_bytes(), MapFlags::ANY)
             .map_err(|e| Error::bpf("look up in map", name, &e))?
@@ -100,6 +126,7 @@ impl Stats {
             promotions: scalars[8],
             refused_options: scalars[9],
             hard_cap: scalars[10],
+            events_lost: scalars[11],
             skipped: skipped.to_vec(),
             ejected: ejected.to_vec(),
             stack_why: stack_why.to_vec(),
@@ -124,6 +151,12 @@ impl Stats {
     pub fn enrolled_now(&self) -> u64 {
         self.enrolled().saturating_sub(self.closed)
     }
+}
+
+fn open(dir: &Path) -> Result<MapHandle> {
+    let path = dir.join("sa_stats");
+    MapHandle::from_pinned_path(&path)
+        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
 }
 
 #[cfg(test)]

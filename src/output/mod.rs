@@ -43,7 +43,7 @@ impl Output {
         }
     }
 
-    /// One JSON document, on one line or indented.
+    /// The text of this value.
     pub fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
         let text = if self.pretty {
             serde_json::to_string_pretty(value)
@@ -57,16 +57,21 @@ impl Output {
 /// Writes a text and a line break to standard output. A reader that has gone
 /// away (`| head`) is no error.
 pub fn write(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
     let text = text.trim_end_matches('\n');
-    let written = if text.is_empty() {
-        Ok(())
-    } else {
-        writeln!(out, "{text}")
-    };
-    match written.and_then(|()| out.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|e| Error::os("write to", "standard output", e)),
+    if text.is_empty() {
+        return Ok(());
+    }
+    go_on(&format!("{text}\n")).map(drop)
+}
+
+/// Writes one part of a text that goes on, line breaks and all. False when its
+/// reader has gone away.
+pub fn go_on(text: &str) -> Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Error::os("write to", "standard output", e)),
     }
 }
 
@@ -87,20 +92,21 @@ pub fn bold(when: clap::ColorChoice) -> bool {
     }
 }
 
+/// Rows up to which a table is fitted to the width of a terminal: it takes some
+/// time for each, and who looks at so many pages through them.
+const FITTED: usize = 1000;
+
 /// A table without lines, as `ip` and `ss` print: it survives pipes and `awk`.
 pub fn table<R: IntoIterator<Item = String>>(
     header: &[&str],
     rows: impl IntoIterator<Item = R>,
 ) -> String {
-    arranged(
-        header,
-        rows,
-        if io::stdout().is_terminal() {
-            ContentArrangement::Dynamic
-        } else {
-            ContentArrangement::Disabled
-        },
-    )
+    let rows = upper(header, rows);
+    if io::stdout().is_terminal() && rows.len() <= FITTED {
+        fitted(rows, ContentArrangement::Dynamic)
+    } else {
+        aligned(&rows)
+    }
 }
 
 /// The same, as wide as it gets.
@@ -108,7 +114,7 @@ pub fn wide_table<R: IntoIterator<Item = String>>(
     header: &[&str],
     rows: impl IntoIterator<Item = R>,
 ) -> String {
-    arranged(header, rows, ContentArrangement::Disabled)
+    aligned(&upper(header, rows))
 }
 
 /// Columns of the terminal that standard output is, if it is one.
@@ -116,24 +122,54 @@ pub fn columns() -> Option<usize> {
     Table::new().width().map(usize::from)
 }
 
-fn arranged<R: IntoIterator<Item = String>>(
+fn upper<R: IntoIterator<Item = String>>(
     header: &[&str],
     rows: impl IntoIterator<Item = R>,
-    arrangement: ContentArrangement,
-) -> String {
+) -> Vec<Vec<String>> {
+    let rows = rows.into_iter().map(|row| row.into_iter().collect());
+    std::iter::once(header.iter().map(|h| h.to_uppercase()).collect())
+        .chain(rows)
+        .collect()
+}
+
+/// As wide as the terminal, with line breaks in the cells.
+fn fitted(rows: Vec<Vec<String>>, how: ContentArrangement) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_content_arrangement(arrangement);
-    table.set_header(header.iter().map(|name| name.to_uppercase()));
-    for row in rows {
-        table.add_row(row);
-    }
+    table.set_content_arrangement(how);
+    let mut rows = rows.into_iter();
+    table.set_header(rows.next().unwrap_or_default());
+    table.add_rows(rows);
     table
         .to_string()
         .lines()
         .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// As wide as the cells are.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut widths = vec![0; columns];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for (n, row) in rows.iter().enumerate() {
+        if n > 0 {
+            text.push('\n');
+        }
+        for (width, cell) in widths.iter().zip(row) {
+            text.push_str(cell);
+            let gap = width + 2 - cell.chars().count();
+            text.extend(std::iter::repeat_n(' ', gap));
+        }
+        text.truncate(text.trim_end_matches(' ').len());
+    }
+    text
 }
 
 /// An object of counters by name, those that are 0 left out.
@@ -146,4 +182,25 @@ pub fn by_name(counts: &[u64], names: &[crate::outcome::Outcome]) -> Value {
             .map(|(count, outcome)| (outcome.name.to_owned(), Value::from(*count)))
             .collect(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whether a terminal reads it makes no difference to a table that fits.
+        #[test]
+        fn both_ways_to_lay_out_a_table_agree(
+            header in vec("[A-Z]{1,9}", 3),
+            rows in vec(vec("[a-z0-9:]{0,12}", 3), 0..9),
+        ) {
+            let mut all = vec![header];
+            all.extend(rows);
+            prop_assert_eq!(aligned(&all), fitted(all, ContentArrangement::Disabled));
+        }
+    }
 }
