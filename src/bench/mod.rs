@@ -26,6 +26,7 @@ use cgroup::Cgroup;
 use peer::Exchange;
 use watch::{Peer, Watch};
 
+pub use accelerator::{TextbookOptions, hold as hold_textbook};
 pub use peer::{PeerOptions, Transport, Wait, run as run_peer};
 pub use report::Report;
 
@@ -34,6 +35,10 @@ use crate::sys::bpf_stats::RunTimeStats;
 /// Name of the hidden subcommand whose body is [`run_peer`]: the benchmark
 /// starts its own executable with it for each of the two programs.
 pub const PEER_COMMAND: &str = "bench-peer";
+
+/// Name of the hidden subcommand whose body is [`hold_textbook`], for
+/// `scripts/bench-apps.sh`.
+pub const TEXTBOOK_COMMAND: &str = "bench-textbook";
 
 /// Of the bytes, what must have been redirected for a measurement to count.
 const ACCELERATED: f64 = 0.9;

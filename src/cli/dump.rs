@@ -104,7 +104,7 @@ fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
     Ok(records.iter().map(socket).collect())
 }
 
-fn socket(record: &Dump) -> Value {
+pub(super) fn socket(record: &Dump) -> Value {
     let sock = &record.sock;
     json!({
         "cookie": sock.cookie.to_string(),
@@ -171,27 +171,35 @@ fn connections(instance: &Instance) -> Result<Vec<Value>> {
     entries.sort_by_key(|(id, _)| *id);
     Ok(entries
         .iter()
-        .flat_map(|(id, conn)| {
-            conn.side.iter().enumerate().filter(|(_, side)| side.cookie != 0).map(
-                move |(index, side)| {
-                    json!({
-                        "conn_id": format!("{id:016x}"),
-                        "side": index,
-                        "cookie": side.cookie.to_string(),
-                        "local": local(&side.tuple),
-                        "remote": remote(&side.tuple),
-                        "role": if u32::from(side.role) == ROLE_ACTIVE { "active" } else { "passive" },
-                        "netns_cookie": side.netns_cookie.to_string(),
-                        "skipped": (side.skipped != 0).then(|| name(REASONS, side.skipped)),
-                        "left": conn.left & (1 << index) != 0,
-                        "gate": conn.gate,
-                        "poisoned": conn.poisoned != 0,
-                        "pid": (side.tgid != 0).then_some(side.tgid),
-                    })
-                },
-            )
-        })
+        .flat_map(|(id, conn)| sides(*id, conn))
         .collect())
+}
+
+/// Both ends of a connection, as far as they are known.
+pub(super) fn sides(id: u64, conn: &Conn) -> Vec<Value> {
+    let known = conn
+        .side
+        .iter()
+        .enumerate()
+        .filter(|(_, side)| side.cookie != 0);
+    known
+        .map(|(index, side)| {
+            json!({
+                "conn_id": format!("{id:016x}"),
+                "side": index,
+                "cookie": side.cookie.to_string(),
+                "local": local(&side.tuple),
+                "remote": remote(&side.tuple),
+                "role": if u32::from(side.role) == ROLE_ACTIVE { "active" } else { "passive" },
+                "netns_cookie": side.netns_cookie.to_string(),
+                "skipped": (side.skipped != 0).then(|| name(REASONS, side.skipped)),
+                "left": conn.left & (1 << index) != 0,
+                "gate": conn.gate,
+                "poisoned": conn.poisoned != 0,
+                "pid": (side.tgid != 0).then_some(side.tgid),
+            })
+        })
+        .collect()
 }
 
 fn endpoints(instance: &Instance) -> Result<Vec<Value>> {

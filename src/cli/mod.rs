@@ -7,6 +7,8 @@ mod dump;
 mod enable;
 mod endpoint;
 mod entry;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 mod policy;
 mod service;
@@ -88,6 +90,9 @@ enum Command {
     /// One of the two programs of a benchmark
     #[command(name = bench::PEER_COMMAND, hide = true)]
     BenchPeer(bench::PeerOptions),
+    /// The textbook program on a cgroup, until standard input ends
+    #[command(name = bench::TEXTBOOK_COMMAND, hide = true)]
+    BenchTextbook(bench::TextbookOptions),
 }
 
 /// Whether a command line that could not be parsed asks for JSON: its error is
@@ -147,6 +152,7 @@ impl Cli {
             Command::BenchPeer(options) => {
                 bench::run_peer(&options).map_err(|e| Error::os("take part in", "the benchmark", e))
             }
+            Command::BenchTextbook(options) => Ok(bench::hold_textbook(&options)?),
             Command::Policy(verb) => policy::run(&context, &verb),
         }
     }

@@ -118,6 +118,18 @@ impl Stats {
     }
 }
 
+/// The bytes as the counters of one CPU, and of two: only as many as there are
+/// counters are believed.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    let whole = bytes.len() == 8 * WORDS;
+    assert_eq!(Stats::sum(&[bytes.to_vec()]).is_some(), whole);
+    assert_eq!(
+        Stats::sum(&[bytes.to_vec(), bytes.to_vec()]).is_some(),
+        whole
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
