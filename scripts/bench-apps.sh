@@ -232,8 +232,14 @@ serve_postgres() {
 	start "$1" postgres "${unprivileged[@]}" "$postgres/postgres" -D "$dir/data" -p "$(port "$1" 5432)" \
 		-c listen_addresses=127.0.0.1 -c unix_socket_directories="$dir" -c fsync=off -c shared_buffers=32MB
 	wait_for "$(port "$1" 5432)"
+	# It listens before it serves.
+	local try
+	for try in {1..300}; do
+		! ip netns exec "$netns" "$postgres/pg_isready" -q -h 127.0.0.1 -p "$(port "$1" 5432)" || break
+		sleep 0.1
+	done
 	ip netns exec "$netns" "${unprivileged[@]}" "$postgres/pgbench" -h 127.0.0.1 -p "$(port "$1" 5432)" \
-		-i -q postgres >/dev/null 2>&1
+		-i -q postgres >"$work/error" 2>&1 || die "PostgreSQL is not ready after $try tries: $(tail -n 3 "$work/error")"
 }
 pgbench() {
 	local host=127.0.0.1

@@ -74,7 +74,7 @@ serve_bodies() {
 		}
 		stream { server { listen 8083; proxy_pass 127.0.0.1:8081; } }
 	END
-	nginx -e stderr -c "$WORK/nginx.conf" &
+	${nginx_preload:+env "LD_PRELOAD=$nginx_preload"} nginx -e stderr -c "$WORK/nginx.conf" &
 	wait_for listening 8083
 	wait_for listening 8443
 }

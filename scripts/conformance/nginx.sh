@@ -13,6 +13,7 @@ prepare() {
 }
 
 run() {
+	[[ ! -e $SETUP/fionread.so ]] || nginx_preload=$SETUP/fionread.so
 	serve_bodies
 	all_bodies sendfile http://127.0.0.1:8080
 	all_bodies chunked http://127.0.0.1:8080/chunked
