@@ -783,7 +783,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "status",
-        "instance enabled cgroups scope blocking_readers max_sockets allowed_risks \
+        "instance enabled cgroups scope blocking_readers max_sockets splice_observer allowed_risks \
          stats not_accelerated",
     ),
     (

@@ -9,20 +9,7 @@
 #include "inspect.h"
 #include "listener.h"
 #include "pairing.h"
-
-/* Deletes one socket from the map, and counts it if it was there. */
-static __always_inline bool sa_eject_one(__u64 cookie, __u32 reason)
-{
-	if (bpf_map_delete_elem(&sa_sockhash, &cookie))
-		return false;
-	sa_add_at(ejected, reason, SA_REASON_COUNT, 1);
-	return true;
-}
-
-static __always_inline void sa_quiet(struct bpf_sock_ops *ops)
-{
-	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
-}
+#include "stream.h"
 
 /* Did the peer take this socket out? */
 static __always_inline bool sa_was_ejected(const struct sa_sock *st, const struct sa_conn *conn)
@@ -43,10 +30,13 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	/* Not there: closing has taken it out, and counts it, or the peer has. */
-	if (st->enrolled && (sa_eject_one(st->cookie, reason) || sa_was_ejected(st, conn))) {
+	if (st->enrolled) {
+		/* Not there: the peer or the watch has taken it out, or close(2). */
+		if (sa_eject_one(st->cookie, reason) || !conn || sa_was_ejected(st, conn))
+			st->ejected = reason;
+		else
+			sa_add(closed, 1);
 		st->enrolled = 0;
-		st->ejected = reason;
 	}
 	sa_leave(st);
 	sa_quiet(ops);
@@ -72,11 +62,12 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
 {
 	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
-
+	const struct proto___sa *prot = sa_load(psk, __sk_common.skc_prot);
 	__u16 *ports = (void *)&st->peer_ports;
 
 	st->peer_sk = peer->sk;
-	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
+	st->peer_st = peer->st;
+	st->pressure = (__u64)sa_load(prot, memory_pressure);
 	ports[0] = bpf_htons(peer->tuple.remote_port);
 	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;
@@ -93,6 +84,10 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	struct sa_side *other;
 	__u32 own, theirs;
 
+	if (st->judged) {
+		sa_on_stream_ack(ops, st, tp, conf);
+		return;
+	}
 	if (!st->enrolled && st->role == SA_ROLE_PASSIVE) {
 		own = sa_blocking(tp);
 		/* Not accepted yet: another ACK will come. */
@@ -133,8 +128,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 			return;
 	}
 	peer = sa_cast(st->peer_sk, tcp_sock___sa);
-	if ((__u64)((const struct sock___sa *)peer)->__sk_common.skc_cookie.counter !=
-	    st->peer_cookie)
+	if (sa_cookie_of((const void *)peer) != st->peer_cookie)
 		return;
 	theirs = sa_judge(peer, conf);
 	if (theirs && theirs != SA_READER_UNKNOWN) {
@@ -148,7 +142,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 		if (st->role == SA_ROLE_PASSIVE)
 			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
 					  SA_READERS_NONBLOCKING);
-		sa_quiet(ops);
+		st->judged = 1;
 	}
 }
 

@@ -105,7 +105,11 @@ int sa_skmsg(struct sk_msg_md *msg)
 	}
 
 	sa_inspect(st, tp, conf, &v);
-	v.splicing = st->marks & SA_MARK_SPLICING;
+	if (st->marks) {
+		v.splicing = st->marks & SA_MARK_SPLICING;
+		if (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty))
+			sa_force(&v, SA_WHY_MISSED);
+	}
 	path = st->path;
 	if (path == SA_PATH_REDIRECT && !v.queue_empty && sa_over_hard_cap(st))
 		v.queue_long = sa_peer_queue_long(st);
@@ -143,6 +147,8 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
+	if (!(st->redirected_messages % SA_ADMIT_EVERY))
+		sa_earn(st, SA_ADMIT_EVERY);
 	if (path != SA_PATH_REDIRECT)
 		sa_add(promotions, 1);
 	return SK_PASS;
@@ -158,7 +164,23 @@ struct sa_sys_enter {
 SEC("tracepoint/syscalls/sys_enter_splice")
 int sa_splice(struct sa_sys_enter *ctx)
 {
-	sa_saw_splice(ctx->args[0]);
+	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
+
+	sa_saw_splice(task, sa_spliced_socket(task, ctx->args[0]));
+	return 0;
+}
+
+/*
+ * The same where the kernel's functions may be traced. It needs no descriptor, so
+ * it also sees io_uring, sendfile(2), and a descriptor that changes hands meanwhile.
+ */
+SEC("?fentry/tcp_splice_read")
+int sa_splice_read(__u64 *ctx)
+{
+	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
+	const struct socket___sa *socket = (const void *)ctx[0];
+
+	sa_saw_splice(task, BPF_CORE_READ(socket, sk));
 	return 0;
 }
 

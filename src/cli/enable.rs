@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Change, Instance, Settings};
+use crate::state::{Change, Instance, Observer, Settings};
 
 type Ports = std::ops::RangeInclusive<u16>;
 
@@ -55,9 +55,18 @@ pub struct Args {
     /// Bytes that may wait in a redirect queue [default: 262144]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     budget_bytes: Option<u32>,
+    /// Messages on the stack after which the sender of a one-way stream leaves; 0 never [default: 8192]
+    #[arg(long, value_name = "N")]
+    stream_limit: Option<u32>,
+    /// Which connections to enrol [default: learned]
+    #[arg(long, value_name = "WHICH")]
+    admission: Option<Admission>,
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
+    /// The splice observer's form, instead of the better one that the kernel allows
+    #[arg(long, value_name = "FORM", hide = true)]
+    splice_observer: Option<Observer>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -74,6 +83,14 @@ enum Scope {
     Local,
     /// Only towards addresses that are endpoints
     Endpoints,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Admission {
+    /// To servers whose earlier connections have profited, and a sample of the others
+    Learned,
+    /// All of them
+    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -105,7 +122,9 @@ impl Args {
             }),
             budget_messages: self.budget_messages,
             budget_bytes: self.budget_bytes,
+            stream_limit: self.stream_limit,
             max_sockets: self.max_sockets,
+            admit_all: self.admission.map(|which| matches!(which, Admission::All)),
             allow: 0,
             // What is excluded stays so when it is also included.
             ports: [
@@ -120,6 +139,7 @@ impl Args {
             .concat(),
             without_company_rule: self.without.contains(&Rule::CompanyRule),
             without_observer: self.without.contains(&Rule::Observer),
+            observer: self.splice_observer,
         }
     }
 }

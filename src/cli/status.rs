@@ -30,6 +30,7 @@ pub fn run(context: &Context) -> Result<()> {
         "scope": scope(&config),
         "blocking_readers": blocking(&config),
         "max_sockets": instance.max_sockets()?,
+        "splice_observer": instance.observer(),
         "allowed_risks": Risk::from_bits(config.allow).collect::<Vec<_>>(),
         "stats": stats::to_json(&counters),
         "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),

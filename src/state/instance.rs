@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
+use super::observer::Observer;
 use super::tracefs;
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
@@ -50,8 +51,12 @@ pub struct Settings {
     pub budget_messages: Option<u32>,
     /// Bytes that may wait in one redirect queue.
     pub budget_bytes: Option<u32>,
+    /// After how much of a one-way stream its sender leaves; 0 never.
+    pub stream_limit: Option<u32>,
     /// Sockets the instance can hold; fixed when it is made.
     pub max_sockets: Option<u32>,
+    /// Enrol connections to every server, however short they have been.
+    pub admit_all: Option<bool>,
     /// Bits of the risks accepted, added to those accepted before.
     pub allow: u32,
     /// Ports with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; replaces when not empty.
@@ -62,6 +67,8 @@ pub struct Settings {
     pub without_company_rule: bool,
     /// For tests: no splice observer.
     pub without_observer: bool,
+    /// For tests: this form of the splice observer; fixed when it is made.
+    pub observer: Option<Observer>,
 }
 
 /// One cgroup of an instance.
@@ -281,6 +288,11 @@ impl Instance {
         Ok(open_map(&self.dir(), "sa_sockhash")?.max_entries())
     }
 
+    /// The form of its splice observer; `None` where its pin was removed.
+    pub fn observer(&self) -> Option<Observer> {
+        Observer::of(&self.dir())
+    }
+
     /// Makes every live direction look at the tables again. To be called after
     /// each change of policy, identities, endpoints or services.
     pub fn bump_generation(&self) -> Result<()> {
@@ -318,6 +330,13 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
                 .map_err(|e| Error::bpf("size", "the socket tables", &e))?;
         }
     }
+    let observer = settings.observer.unwrap_or_else(Observer::choose);
+    open.progs
+        .sa_splice
+        .set_autoload(observer == Observer::Tracepoint);
+    open.progs
+        .sa_splice_read
+        .set_autoload(observer == Observer::Fentry);
     let mut skeleton = open
         .load()
         .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
@@ -332,6 +351,9 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
     }
     for mut program in skeleton.object_mut().progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
+        if !program.autoload() {
+            continue;
+        }
         program
             .pin(dir.join(&name))
             .map_err(|e| Error::bpf("pin program", name, &e))?;
@@ -340,7 +362,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
         layout: LAYOUT,
         budget_messages: 64,
         budget_bytes: 256 * 1024,
-        max_message: 64 * 1024,
+        max_message: u32::MAX,
+        stream_limit: 8192,
         ..Config::new_zeroed()
     };
     apply(&mut config, settings);
@@ -348,15 +371,19 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
     write_filters(dir, settings)?;
 
     attach_skmsg(dir)?;
-    tracefs::ensure()?;
-    let mut observer = skeleton.progs.sa_splice.attach().map_err(|e| {
-        Error::bpf(
-            "attach",
-            "the splice observer to tracepoint sys_enter_splice",
-            &e,
-        )
-    })?;
-    observer
+    if observer == Observer::Tracepoint {
+        tracefs::ensure()?;
+    }
+    let program = match observer {
+        Observer::Tracepoint => &mut skeleton.progs.sa_splice,
+        Observer::Fentry => &mut skeleton.progs.sa_splice_read,
+    };
+    program
+        .attach()
+        .map_err(|e| {
+            let what = format!("the splice observer to {}", observer.place());
+            Error::bpf("attach", what, &e)
+        })?
         .pin(dir.join("link-splice"))
         .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))?;
     attach_all(dir, cgroups)
@@ -367,6 +394,8 @@ fn apply(config: &mut Config, settings: &Settings) {
     config.scope = settings.scope.unwrap_or(config.scope);
     config.budget_messages = settings.budget_messages.unwrap_or(config.budget_messages);
     config.budget_bytes = settings.budget_bytes.unwrap_or(config.budget_bytes);
+    config.stream_limit = settings.stream_limit.unwrap_or(config.stream_limit);
+    config.admit_all = settings.admit_all.map_or(config.admit_all, u32::from);
     config.allow |= settings.allow;
     config.without_company_rule |= u32::from(settings.without_company_rule);
     config.without_observer |= u32::from(settings.without_observer);

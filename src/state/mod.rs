@@ -4,7 +4,9 @@ pub mod bpffs;
 pub mod cgroup;
 mod dir;
 mod instance;
+mod observer;
 mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use instance::{Attached, Change, Instance, Settings};
+pub use observer::Observer;
