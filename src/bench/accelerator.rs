@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
@@ -99,6 +100,24 @@ impl Drop for Sockaccel {
             say(format_args!("sockaccel: {err}"));
         }
     }
+}
+
+/// Where to attach the textbook program.
+#[derive(Debug, clap::Args)]
+pub struct TextbookOptions {
+    /// The cgroup whose connections it takes
+    #[arg(long, value_name = "PATH")]
+    cgroup: PathBuf,
+}
+
+/// Attaches the textbook program, says so in a line, and detaches it when
+/// standard input ends.
+pub fn hold(options: &TextbookOptions) -> Result<(), Error> {
+    let _attached = Textbook::attach(&options.cgroup)?;
+    println!("attached");
+    io::copy(&mut io::stdin().lock(), &mut io::sink())
+        .map_err(|err| Error::io("reading standard input".to_owned(), err))?;
+    Ok(())
 }
 
 /// The textbook program, attached to one cgroup.

@@ -36,10 +36,15 @@ pub use options::{Cores, Mode, Nagle, Options, Place, Wait, Workload};
 pub use peer::{PeerOptions, run as run_peer};
 
 use crate::output::{Output, say};
+pub use accelerator::{TextbookOptions, hold as hold_textbook};
 
 /// Name of the hidden subcommand whose body is [`run_peer`]: the benchmark
 /// starts its own executable with it for each of the two programs.
 pub const PEER_COMMAND: &str = "bench-peer";
+
+/// Name of the hidden subcommand whose body is [`hold_textbook`], for
+/// `scripts/bench-apps.sh`.
+pub const TEXTBOOK_COMMAND: &str = "bench-textbook";
 
 /// What takes longer is announced.
 const LONG: Duration = Duration::from_secs(120);

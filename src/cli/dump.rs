@@ -78,7 +78,7 @@ const SOCKHASH_COLUMNS: [&str; 9] = [
 
 /// There can be very many of these: they are written as they are.
 #[derive(Serialize)]
-struct Socket {
+pub(super) struct Socket {
     #[serde(serialize_with = "as_text")]
     cookie: u64,
     family: &'static str,
@@ -231,7 +231,7 @@ fn why_empty(stats: &Stats) -> String {
 
 /// One side of a connection.
 #[derive(Serialize)]
-struct Claimed {
+pub(super) struct Claimed {
     conn_id: String,
     side: usize,
     #[serde(serialize_with = "as_text")]
@@ -248,30 +248,35 @@ struct Claimed {
     pid: Option<u32>,
 }
 
+/// The sides of a connection that sockets have claimed.
+pub(super) fn sides(id: u64, conn: &Conn) -> Vec<Claimed> {
+    let sides = conn.side.iter().enumerate();
+    sides
+        .filter(|(_, side)| side.cookie != 0)
+        .map(|(index, side)| Claimed {
+            conn_id: format!("{id:016x}"),
+            side: index,
+            cookie: side.cookie,
+            local: local(&side.tuple),
+            remote: remote(&side.tuple),
+            role: role(side.role.into()),
+            netns_cookie: side.netns_cookie,
+            skipped: (side.skipped != 0).then(|| name(REASONS, side.skipped)),
+            left: conn.left & (1 << index) != 0,
+            gate: conn.gate,
+            poisoned: conn.poisoned != 0,
+            pid: (side.tgid != 0).then_some(side.tgid),
+        })
+        .collect()
+}
+
 fn connections(context: &Context, instance: &Instance) -> Result<()> {
     let mut entries = instance.table::<u64, Conn>("sa_conns")?.entries()?;
     entries.sort_unstable_by_key(|(id, _)| *id);
-    let claimed = |(id, conn): &(u64, Conn)| {
-        let (id, conn) = (*id, *conn);
-        let sides = conn.side.into_iter().enumerate();
-        sides
-            .filter(|(_, side)| side.cookie != 0)
-            .map(move |(index, side)| Claimed {
-                conn_id: format!("{id:016x}"),
-                side: index,
-                cookie: side.cookie,
-                local: local(&side.tuple),
-                remote: remote(&side.tuple),
-                role: role(side.role.into()),
-                netns_cookie: side.netns_cookie,
-                skipped: (side.skipped != 0).then(|| name(REASONS, side.skipped)),
-                left: conn.left & (1 << index) != 0,
-                gate: conn.gate,
-                poisoned: conn.poisoned != 0,
-                pid: (side.tgid != 0).then_some(side.tgid),
-            })
-    };
-    let rows: Vec<Claimed> = entries.iter().flat_map(claimed).collect();
+    let rows: Vec<Claimed> = entries
+        .iter()
+        .flat_map(|(id, conn)| sides(*id, conn))
+        .collect();
     say_if_empty(context, &rows);
     context.output.print(&rows, || {
         let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();

@@ -63,14 +63,14 @@ pub enum Verb {
 
 /// An endpoint, as `list` and `get` show it.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(super) struct Row {
     address: IpAddr,
     identity: Option<u32>,
     host: bool,
 }
 
 impl Row {
-    fn new(addr: Addr, endpoint: Endpoint) -> Self {
+    pub(super) fn new(addr: Addr, endpoint: Endpoint) -> Self {
         Self {
             address: addr.ip(),
             identity: (endpoint.identity > 0).then_some(endpoint.identity),

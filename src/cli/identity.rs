@@ -147,9 +147,10 @@ pub fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
 
 /// `10.0.0.0/8` or `fd00::/64`.
 pub fn text(cidr: Cidr) -> String {
-    let len = cidr.prefixlen - FAMILY_BITS;
+    // Whoever may write to the map may write nonsense.
+    let len = cidr.prefixlen.saturating_sub(FAMILY_BITS);
     if cidr.family == FAMILY_V4 {
-        format!("{}/{}", cidr.addr.ip(), len - 96)
+        format!("{}/{}", cidr.addr.ip(), len.saturating_sub(96))
     } else {
         format!("{}/{len}", std::net::Ipv6Addr::from(cidr.addr.0))
     }

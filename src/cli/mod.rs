@@ -11,6 +11,8 @@ mod endpoint;
 mod entry;
 mod events;
 mod explain;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 pub(crate) mod live;
 mod metrics;
@@ -112,6 +114,9 @@ enum Command {
     /// One of the two programs of a benchmark
     #[command(name = bench::PEER_COMMAND, hide = true)]
     BenchPeer(bench::PeerOptions),
+    /// The textbook program on a cgroup, until standard input ends
+    #[command(name = bench::TEXTBOOK_COMMAND, hide = true)]
+    BenchTextbook(bench::TextbookOptions),
     /// One check of doctor
     #[command(name = behaviour::PEER_COMMAND, hide = true)]
     DoctorPeer(behaviour::PeerOptions),
@@ -208,6 +213,7 @@ impl Cli {
             Command::BenchPeer(options) => {
                 bench::run_peer(&options).map_err(|e| Error::os("take part in", "the benchmark", e))
             }
+            Command::BenchTextbook(options) => Ok(bench::hold_textbook(&options)?),
             Command::Policy(verb) => policy::run(&context, &verb),
         }
         .map(|()| 0)

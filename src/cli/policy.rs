@@ -165,7 +165,7 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
 
 /// A rule, as `list` and `get` show it.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(super) struct Row {
     endpoint: IpAddr,
     direction: &'static str,
     identity: String,
@@ -176,7 +176,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(key: &PolicyKey, policy: &Policy) -> Self {
+    pub(super) fn new(key: &PolicyKey, policy: &Policy) -> Self {
         Self {
             endpoint: key.endpoint.ip(),
             direction: if key.direction == EGRESS {

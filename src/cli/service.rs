@@ -91,7 +91,7 @@ pub enum Verb {
 
 /// A service, as `list` and `get` show it.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(super) struct Row {
     service: String,
     protocol: &'static str,
     accelerate: bool,
@@ -99,7 +99,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(key: ServiceKey, service: Service) -> Self {
+    pub(super) fn new(key: ServiceKey, service: Service) -> Self {
         Self {
             service: end(key.addr, key.port).to_string(),
             protocol: "tcp",

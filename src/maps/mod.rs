@@ -7,4 +7,6 @@ mod stats;
 mod table;
 
 pub use stats::Stats;
+#[cfg(fuzzing)]
+pub use stats::fuzz as fuzz_stats;
 pub use table::{Plain, Table};

@@ -159,6 +159,18 @@ fn open(dir: &Path) -> Result<MapHandle> {
         .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
 }
 
+/// The bytes as the counters of one CPU, and of two: only as many as there are
+/// counters are believed.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    let whole = bytes.len() == 8 * WORDS;
+    assert_eq!(Stats::sum(&[bytes.to_vec()]).is_some(), whole);
+    assert_eq!(
+        Stats::sum(&[bytes.to_vec(), bytes.to_vec()]).is_some(),
+        whole
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

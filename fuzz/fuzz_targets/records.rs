@@ -1,0 +1,6 @@
+//! What the kernel's maps and iterators hand out.
+#![no_main]
+
+use sockaccel::cli::fuzzing;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::records(bytes));
