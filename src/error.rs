@@ -21,6 +21,9 @@ pub enum Error {
         /// Name of the instance.
         instance: String,
     },
+    /// A drain ran out of time (exit status 7).
+    #[error("{0}")]
+    Draining(String),
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
@@ -53,6 +56,7 @@ impl Error {
             Self::EnableRefused(refusal) => refusal.exit_code(),
             Self::NotEnabled { .. } => 4,
             Self::Privileges(_) => 6,
+            Self::Draining(_) => 7,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
             Self::Failed(_) | Self::Os { .. } => 1,
         }

@@ -107,6 +107,11 @@ pub const REASONS: &[Outcome] = &[
         "the socket at its other end cannot be accelerated",
         "see the reason counted for the other end",
     ),
+    outcome(
+        "disabled",
+        "its cgroup, or that of its peer, was disabled",
+        "sockaccel enable --cgroup PATH",
+    ),
 ];
 
 /// Why a message went by the stack. The index is the value in the maps; 0

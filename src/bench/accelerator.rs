@@ -72,7 +72,7 @@ impl Sockaccel {
 
 impl Drop for Sockaccel {
     fn drop(&mut self) {
-        if let Err(err) = self.command(Command::new(&self.binary).arg("disable")) {
+        if let Err(err) = self.command(Command::new(&self.binary).args(["disable", "--now"])) {
             eprintln!("sockaccel: bench: {err}");
         }
     }

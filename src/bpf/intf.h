@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 1
+#define SA_LAYOUT 2
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -76,7 +76,9 @@ struct sa_conn {
 	struct bpf_timer timer; /* of the watch, see watch.h */
 	__u32 looks; /* of the watch so far */
 	__u32 suspect; /* the watch saw a reader that may not be eligible */
-	__u32 pad[6];
+	__u32 draining; /* one end's cgroup is being disabled: both ends leave */
+	__u32 cut; /* bit per side: will never redirect again, nothing is in flight */
+	__u32 pad[4];
 };
 _Static_assert(sizeof(struct sa_conn) == 320, "layout");
 
@@ -131,9 +133,20 @@ struct sa_sock {
 	__u32 policy_tier; /* tier of the entry that decided, 0 none */
 	__u32 contended; /* how often the peer's lock was found taken: 0 rarely */
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
+	__u32 drain; /* walk of sa_iter_drain that took it out of service, 0 none */
+	__u32 cut; /* enum sa_cut */
+	__u32 straggler; /* left redirect while another thread may be in flight */
+	__u32 pad;
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 264, "layout");
+_Static_assert(sizeof(struct sa_sock) == 280, "layout");
+
+/* Of a draining direction: may it redirect? See drain.h. */
+enum sa_cut {
+	SA_CUT_NOT = 0,
+	SA_CUT_ASKED = 1, /* the drain is looking; a redirect takes it back */
+	SA_CUT_DONE = 2, /* never again */
+};
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -286,8 +299,19 @@ struct sa_dump {
 	__u32 inode; /* of the socket, as in /proc/PID/fd */
 	__u32 uid;
 	__u32 nonblock;
-	__u32 pad;
+	__u32 waits; /* enum sa_waits */
 };
-_Static_assert(sizeof(struct sa_dump) == 296, "layout");
+_Static_assert(sizeof(struct sa_dump) == 312, "layout");
+
+/* What a draining socket waits for before it can be taken out. */
+enum sa_waits {
+	SA_WAITS_NOT = 0, /* it is not draining */
+	SA_WAITS_NEXT = 1, /* for the next look */
+	SA_WAITS_UNREAD = 2, /* for its program to read what was redirected to it */
+	SA_WAITS_PEER_UNREAD = 3, /* for its peer to read what it redirected */
+	SA_WAITS_SENDER = 4, /* for a send(2) on it that may be under way */
+	SA_WAITS_PEER = 5, /* for the other end, which may still redirect to it */
+	SA_DROPPED = 6, /* not any more: it was taken out with what was unread */
+};
 
 #endif

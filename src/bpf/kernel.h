@@ -102,7 +102,10 @@ struct mem_cgroup___sa {
 	unsigned long socket_pressure;
 };
 
+struct task_struct___sa;
+
 struct wait_queue_entry___sa {
+	void *private;
 	void *func;
 	struct list_head___sa entry;
 };
@@ -119,8 +122,27 @@ struct socket_lock_t___sa {
 	int owned;
 };
 
+struct kernfs_node___sa {
+	__u64 id;
+};
+
+struct cgroup_subsys_state___sa {
+	struct cgroup___sa *cgroup;
+	struct cgroup_subsys_state___sa *parent;
+};
+
+struct cgroup___sa {
+	struct cgroup_subsys_state___sa self;
+	struct kernfs_node___sa *kn;
+};
+
+struct sock_cgroup_data___sa {
+	struct cgroup___sa *cgroup;
+};
+
 struct sock___sa {
 	struct sock_common___sa __sk_common;
+	struct sock_cgroup_data___sa sk_cgrp_data;
 	struct socket_lock_t___sa sk_lock;
 	int sk_peek_off;
 	int sk_rcvbuf;
@@ -177,6 +199,7 @@ struct files_struct___sa {
 
 struct task_struct___sa {
 	unsigned int flags;
+	__s32 pid;
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;

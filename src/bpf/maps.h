@@ -31,6 +31,17 @@ struct {
 	__type(value, struct sa_conn);
 } sa_conns SEC(".maps");
 
+/* The enabled cgroups by kernel id: a socket in one of them, or below, is to be
+ * accelerated; the others drain. User space writes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} sa_cgroups SEC(".maps");
+
 /* What a socket knows of itself. Its own programs write it, freed with it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -4,14 +4,14 @@
 #include "kernel.h"
 #include "enrol.h"
 #include "direction.h"
+#include "drain.h"
 #include "dump.h"
 #include "options.h"
 #include "reuse.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-SEC("sockops")
-int sa_sockops(struct bpf_sock_ops *ops)
+static __always_inline int sa_on_sockops(struct bpf_sock_ops *ops, bool enrol)
 {
 	const struct tcp_sock___sa *tp;
 	struct bpf_sock *sk = ops->sk;
@@ -19,10 +19,12 @@ int sa_sockops(struct bpf_sock_ops *ops)
 
 	switch (ops->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		sa_on_established(ops, SA_ROLE_ACTIVE);
+		if (enrol)
+			sa_on_established(ops, SA_ROLE_ACTIVE);
 		return 1;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		sa_on_established(ops, SA_ROLE_PASSIVE);
+		if (enrol)
+			sa_on_established(ops, SA_ROLE_PASSIVE);
 		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		sa_on_connect(ops);
@@ -55,6 +57,19 @@ int sa_sockops(struct bpf_sock_ops *ops)
 			sa_on_disconnect(st);
 	}
 	return 1;
+}
+
+SEC("sockops")
+int sa_sockops(struct bpf_sock_ops *ops)
+{
+	return sa_on_sockops(ops, true);
+}
+
+/* For a cgroup that drains: nothing new, and the guards of what is enrolled. */
+SEC("sockops")
+int sa_sockops_off(struct bpf_sock_ops *ops)
+{
+	return sa_on_sockops(ops, false);
 }
 
 static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v, __u32 why)
@@ -119,6 +134,9 @@ int sa_skmsg(struct sk_msg_md *msg)
 		}
 	}
 
+	/* It stays redirected though something stands against it: ask the drain. */
+	if (!why && v.why && sa_is_cut(st))
+		why = sa_demote(st, &v, SA_WHY_DISABLED);
 	if (why == SA_WHY_STUCK) {
 		st->why = why;
 		sa_add(stack_why[SA_WHY_STUCK], 1);
@@ -134,8 +152,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	if (bpf_msg_redirect_hash(msg, &sa_sockhash, &st->peer_cookie, BPF_F_INGRESS) != SK_PASS) {
-		st->path = SA_PATH_STACK;
-		st->demotions++;
+		sa_demote(st, &v, SA_WHY_MISSED);
 		sa_stack(st, &v, SA_WHY_MISSED);
 		return SK_PASS;
 	}
@@ -219,5 +236,28 @@ SEC("iter/sockmap")
 int sa_iter_dump(struct bpf_iter__sockmap___sa *ctx)
 {
 	sa_dump_one(ctx);
+	return 0;
+}
+
+SEC("iter/sockmap")
+int sa_iter_drain(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_drain_one(ctx, false);
+	return 0;
+}
+
+/* Takes out also what has unread bytes: they are lost. */
+SEC("iter/sockmap")
+int sa_iter_drop(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_drain_one(ctx, true);
+	return 0;
+}
+
+/* The cgroup is enabled again. */
+SEC("iter/sockmap")
+int sa_iter_keep(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_keep_one(ctx);
 	return 0;
 }

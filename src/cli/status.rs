@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Context, stats};
+use super::{Context, disable, stats};
 use crate::doctor::Risk;
 use crate::error::Result;
-use crate::maps::Stats;
-use crate::maps::layout::{Config, SCOPE_ENDPOINTS};
+use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
+use crate::maps::{Stats, sockets};
 use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::state::cgroup;
 use crate::state::{Attached, Instance};
 
 /// Reasons that are told at most.
@@ -18,15 +19,14 @@ pub fn run(context: &Context) -> Result<()> {
     let instance = Instance::open(&context.place)?;
     let config = instance.config()?;
     let attached = instance.attached()?;
+    let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = top(&counters);
     let value = json!({
         "instance": instance.name(),
         "enabled": config.enabled != 0,
-        "cgroups": attached.iter().map(|a| json!({
-            "id": a.id.to_string(),
-            "path": a.path,
-        })).collect::<Vec<_>>(),
+        "draining": draining.to_json(),
+        "cgroups": attached.iter().map(cgroup_json).collect::<Vec<_>>(),
         "scope": scope(&config),
         "blocking_readers": blocking(&config),
         "max_sockets": instance.max_sockets()?,
@@ -39,11 +39,72 @@ pub fn run(context: &Context) -> Result<()> {
             &instance,
             &config,
             &attached,
+            &draining,
             &counters,
             &reasons,
             &context.place.instances(),
         )
     })
+}
+
+/// What is on its way out, and what waits where.
+struct Draining {
+    cgroups: Vec<Attached>,
+    sockets: Vec<Dump>,
+}
+
+impl Draining {
+    fn read(instance: &Instance) -> Result<Self> {
+        let mut sockets = sockets::read(&instance.dir())?;
+        sockets.retain(|socket| socket.waits_for().is_some());
+        sockets.sort_by_key(|socket| std::cmp::Reverse(socket.unread_bytes));
+        let cgroups = instance.draining()?.into_iter().map(|id| Attached {
+            id,
+            path: cgroup::path_of(id),
+        });
+        Ok(Self {
+            cgroups: cgroups.collect(),
+            sockets,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "cgroups": self.cgroups.iter().map(cgroup_json).collect::<Vec<_>>(),
+            "sockets": self.sockets.iter().map(disable::to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .cgroups
+            .iter()
+            .map(|cgroup| format!("draining: {}", cgroup_text(cgroup)))
+            .collect();
+        let shown = self.sockets.iter().take(TOP);
+        lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
+        if self.sockets.len() > TOP {
+            lines.push(format!(
+                "draining: {} more sockets",
+                self.sockets.len() - TOP
+            ));
+        }
+        if !lines.is_empty() {
+            lines.push("  To wait for it:  sockaccel disable   To drop it:  --now".to_owned());
+        }
+        lines
+    }
+}
+
+fn cgroup_json(cgroup: &Attached) -> Value {
+    json!({ "id": cgroup.id.to_string(), "path": cgroup.path })
+}
+
+fn cgroup_text(cgroup: &Attached) -> String {
+    match &cgroup.path {
+        Some(path) => format!("cgroup {}", path.display()),
+        None => format!("cgroup id {} (removed)", cgroup.id),
+    }
 }
 
 /// One reason with how often, in a sentence.
@@ -119,6 +180,7 @@ fn to_text(
     instance: &Instance,
     config: &Config,
     attached: &[Attached],
+    draining: &Draining,
     stats: &Stats,
     reasons: &[Reason],
     instances: &[String],
@@ -128,18 +190,16 @@ fn to_text(
         instance.name(),
         if config.enabled != 0 {
             "enabled"
+        } else if attached.is_empty() {
+            "draining"
         } else {
-            "being set up or taken down"
+            "not set up to the end (run enable again)"
         },
         scope(config),
         blocking(config),
     )];
-    for cgroup in attached {
-        lines.push(match &cgroup.path {
-            Some(path) => format!("cgroup {}", path.display()),
-            None => format!("cgroup id {} (removed)", cgroup.id),
-        });
-    }
+    lines.extend(attached.iter().map(cgroup_text));
+    lines.extend(draining.lines());
     let total = stats.redirected_messages + stats.stack_messages;
     lines.push(format!(
         "{} of {} sockets seen are enrolled ({} open now); {} of {total} messages and {} of {} bytes were redirected",

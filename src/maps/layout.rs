@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(
@@ -92,7 +92,9 @@ pub struct Conn {
     pub timer: [u64; 2],
     pub looks: u32,
     pub suspect: u32,
-    pub pad: [u32; 6],
+    pub draining: u32,
+    pub cut: u32,
+    pub pad: [u32; 4],
 }
 
 /// `struct sa_sock`: what a socket knows of itself and its direction.
@@ -142,6 +144,10 @@ pub struct Sock {
     pub policy_tier: u32,
     pub contended: u32,
     pub peer_ports: u32,
+    pub drain: u32,
+    pub cut: u32,
+    pub straggler: u32,
+    pub pad: u32,
     pub tuple: Tuple,
 }
 
@@ -157,7 +163,25 @@ pub struct Dump {
     pub inode: u32,
     pub uid: u32,
     pub nonblock: u32,
-    pub pad: u32,
+    pub waits: u32,
+}
+
+/// `enum sa_waits`: what a draining socket waits for, in order.
+pub const WAITS: [&str; 6] = ["", "next_look", "unread", "peer_unread", "sender", "peer"];
+
+impl Dump {
+    /// A walk of `sa_iter_drop` took it out with what was unread.
+    pub fn was_dropped(&self) -> bool {
+        self.waits as usize == WAITS.len()
+    }
+
+    /// What it waits for, `None` when it does not drain.
+    pub fn waits_for(&self) -> Option<&'static str> {
+        WAITS
+            .get(self.waits as usize)
+            .copied()
+            .filter(|name| !name.is_empty())
+    }
 }
 
 /// `struct sa_endpoint`
@@ -297,8 +321,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 264);
-    assert!(size_of::<Dump>() == 296);
+    assert!(size_of::<Sock>() == 280);
+    assert!(size_of::<Dump>() == 312);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
+use super::drain::draining_dir;
 use super::tracefs;
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
@@ -32,7 +33,7 @@ mod skel {
 
 /// The programs attached to every enabled cgroup, and how. Options are watched
 /// before the first socket is enrolled.
-const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
+pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
     ("sa_connect4", AttachType::CgroupConnect4),
     ("sa_connect6", AttachType::CgroupConnect6),
     ("sa_setsockopt", AttachType::CgroupSetsockopt),
@@ -151,6 +152,7 @@ impl Instance {
             place: place.clone(),
             _lock: lock,
         };
+        instance.reconcile()?;
         instance.change_config(|config| config.enabled = 1)?;
         Ok(Change::Done)
     }
@@ -173,13 +175,17 @@ impl Instance {
             attach_skmsg(&dir)?;
         }
         let before = self.attached()?;
-        let new: Vec<&Cgroup> = cgroups
+        let (back, new): (Vec<&Cgroup>, Vec<&Cgroup>) = cgroups
             .iter()
             .copied()
             .filter(|c| before.iter().all(|b| b.id != c.id))
-            .collect();
+            .partition(|c| draining_dir(self, c.id).exists());
         attach_all(&dir, &new)?;
-        let mut change = if new.is_empty() {
+        for cgroup in &back {
+            let pins = draining_dir(self, cgroup.id);
+            fs::rename(&pins, cgroup_dir(&dir, cgroup.id)).map_err(on("rename", &pins))?;
+        }
+        let mut change = if new.is_empty() && back.is_empty() {
             Change::Nothing
         } else {
             Change::Done
@@ -194,32 +200,15 @@ impl Instance {
                 config.generation = config.generation.wrapping_add(1);
             }
         })?;
+        self.reconcile()?;
+        self.keep()?;
         Ok(change)
     }
 
-    /// Takes one cgroup out; its connections stay enrolled until they close.
-    pub fn disable_cgroup(self, id: u64) -> Result<Change> {
-        if self.attached()?.iter().all(|a| a.id != id) {
-            return Ok(Change::Nothing);
-        }
-        if self.attached()?.len() == 1 {
-            return self.disable();
-        }
-        let pins = cgroup_dir(&self.dir(), id);
-        let leaving = self.dir().join(format!("_old-{id}"));
-        fs::rename(&pins, &leaving).map_err(on("rename", &pins))?;
-        remove_tree(&leaving)?;
-        Ok(Change::Done)
-    }
-
-    /// Stops redirecting, detaches, unpins. Live sockets stay in the map, which
-    /// their own programs keep alive, and are never deleted from it.
-    pub fn disable(self) -> Result<Change> {
-        let switched_off = self
-            .change_config(|config| config.enabled = 0)
-            .and_then(|()| detach_skmsg(&self.dir()));
-        match switched_off {
-            // With a pin missing there is nothing to switch off by it.
+    /// Detaches and unpins. What is still in the table of sockets stays there:
+    /// their own programs keep it alive.
+    pub(super) fn take_down(&self) -> Result<()> {
+        match detach_skmsg(&self.dir()) {
             Err(e) if !e.is_not_found() => return Err(e),
             _ => {}
         }
@@ -227,7 +216,7 @@ impl Instance {
         fs::rename(self.dir(), &leaving).map_err(on("rename", &self.dir()))?;
         remove_tree(&leaving)?;
         self.place.remove_base_if_empty();
-        Ok(Change::Done)
+        Ok(())
     }
 
     /// Its directory of pins.
@@ -250,25 +239,29 @@ impl Instance {
 
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
-        let dir = self.dir();
-        let mut attached: Vec<Attached> = fs::read_dir(&dir)
-            .map_err(on("read directory", &dir))?
-            .flatten()
-            .filter_map(|entry| {
-                entry
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix("cgroup-")?
-                    .parse()
-                    .ok()
-            })
+        Ok(self
+            .directories("cgroup-")?
+            .into_iter()
             .map(|id| Attached {
                 id,
                 path: cgroup::path_of(id),
             })
+            .collect())
+    }
+
+    /// The ids that its directories with this prefix name, in order.
+    pub(super) fn directories(&self, prefix: &str) -> Result<Vec<u64>> {
+        let dir = self.dir();
+        let mut ids: Vec<u64> = fs::read_dir(&dir)
+            .map_err(on("read directory", &dir))?
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                name.to_str()?.strip_prefix(prefix)?.parse().ok()
+            })
             .collect();
-        attached.sort_by_key(|a| a.id);
-        Ok(attached)
+        ids.sort_unstable();
+        Ok(ids)
     }
 
     /// The switches and tunables.
@@ -287,7 +280,7 @@ impl Instance {
         self.change_config(|config| config.generation = config.generation.wrapping_add(1))
     }
 
-    fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
+    pub(super) fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
         let mut config = self.config()?;
         change(&mut config);
         write_config(&self.dir(), &config)
@@ -419,7 +412,7 @@ impl From<ipnet::IpNet> for Cidr {
     }
 }
 
-fn cgroup_dir(dir: &Path, id: u64) -> PathBuf {
+pub(super) fn cgroup_dir(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("cgroup-{id}"))
 }
 
@@ -452,7 +445,9 @@ fn attach(dir: &Path, cgroup: &Cgroup) -> Result<()> {
     let pins = new_cgroup_dir(dir, cgroup.id);
     fs::create_dir(&pins).map_err(on("create", &pins))?;
     CGROUP_PROGRAMS.iter().try_for_each(|(name, kind)| {
-        let program = open_pin(&dir.join(name))?;
+        // Enrols when all of it is in place, see reconcile().
+        let idle = if *name == "sa_sockops" { "sa_sockops_off" } else { name };
+        let program = open_pin(&dir.join(idle))?;
         let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), *kind)
             .map_err(|e| attach_error(cgroup, name, e))?;
         let pin = pins.join(name);
@@ -510,11 +505,11 @@ fn detach_skmsg(dir: &Path) -> Result<()> {
         .map_err(|e| Error::os("detach sa_skmsg from", "sa_sockhash", e))
 }
 
-fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
+pub(super) fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
     bpf::open_pinned(path).map_err(on("open", path))
 }
 
-fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
+pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
     let path = dir.join(name);
     MapHandle::from_pinned_path(&path)
         .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))

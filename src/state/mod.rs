@@ -3,8 +3,10 @@
 pub mod bpffs;
 pub mod cgroup;
 mod dir;
+mod drain;
 mod instance;
 mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
+pub use drain::{Drained, Patience, disable};
 pub use instance::{Attached, Change, Instance, Settings};
