@@ -47,33 +47,30 @@ static __always_inline bool sa_is_cut(struct sa_sock *st)
 	return __sync_val_compare_and_swap(&st->cut, SA_CUT_ASKED, SA_CUT_NOT) == SA_CUT_DONE;
 }
 
-/* Does this thread sleep in send(2) or recv(2) on the socket? */
-static __always_inline bool sa_sleeps(const struct sock___sa *sk, __u32 tid)
+/*
+ * Is the thread certainly not between a verdict and the peer's queue? On that way
+ * it waits for the peer's lock or for memory, neither of which a signal may cut
+ * short; in recv(2), poll(2) or futex(2) it sleeps interruptibly.
+ */
+static __always_inline bool sa_is_elsewhere(__u32 tid)
 {
-	const struct socket_wq___sa *wq = sk->sk_wq;
-	__u64 head, at;
+	struct task_struct___sa *task;
+	bool elsewhere;
 
-	if (!wq || !&woken_wake_function)
+	if (!bpf_ksym_exists(bpf_task_from_pid))
 		return false;
-	head = (__u64)wq + bpf_core_field_offset(wq->wait.head);
-	at = (__u64)wq->wait.head.next;
-	for (__u32 n = 0; n < SA_SLEEPERS && at && at != head; n++) {
-		const struct wait_queue_entry___sa *entry =
-			sa_cast(at - bpf_core_field_offset(struct wait_queue_entry___sa, entry),
-				wait_queue_entry___sa);
-
-		if (entry->func == &woken_wake_function &&
-		    sa_cast(entry->private, task_struct___sa)->pid == tid)
-			return true;
-		at = (__u64)entry->entry.next;
-	}
-	return false;
+	task = bpf_task_from_pid(tid);
+	if (!task)
+		return true;
+	elsewhere = task->__state & SA_TASK_INTERRUPTIBLE;
+	bpf_task_release(task);
+	return elsewhere;
 }
 
 /*
  * Is no message of the socket between its verdict and the peer's queue? A send
- * holds the psock throughout; so does a sleeping recv(2), but if the only thread
- * that sends is the one that sleeps there, it does nothing else.
+ * holds the psock throughout. So does a sleeping recv(2): then look at the one
+ * thread that sends.
  */
 static __always_inline bool sa_is_idle(const struct sock___sa *sk, const struct sa_sock *st)
 {
@@ -81,7 +78,7 @@ static __always_inline bool sa_is_idle(const struct sock___sa *sk, const struct 
 
 	if (!psock || psock->refcnt.refs.counter == 1)
 		return true;
-	return !st->others && !st->straggler && sa_sleeps(sk, st->tid);
+	return !st->others && !st->straggler && sa_is_elsewhere(st->tid);
 }
 
 /* The peer's redirect queue; a peer that has left it has none. */

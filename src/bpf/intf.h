@@ -121,7 +121,7 @@ struct sa_sock {
 	__u32 queued_bytes;
 	__u32 reused; /* connected before: its cookie may be known to an old peer */
 	__u32 disconnected; /* connect(AF_UNSPEC) took it out */
-	__u16 others; /* than one thread have sent since the promotion */
+	__u16 others; /* than one thread have sent since one was last alone */
 	__u16 leaving; /* enum sa_why: goes back to the stack when the queue is empty */
 	__u32 company; /* two threads were seen sending: never promoted again */
 	__u32 tid; /* last sender */

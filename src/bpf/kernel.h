@@ -102,10 +102,7 @@ struct mem_cgroup___sa {
 	unsigned long socket_pressure;
 };
 
-struct task_struct___sa;
-
 struct wait_queue_entry___sa {
-	void *private;
 	void *func;
 	struct list_head___sa entry;
 };
@@ -198,8 +195,8 @@ struct files_struct___sa {
 };
 
 struct task_struct___sa {
+	unsigned int __state;
 	unsigned int flags;
-	__s32 pid;
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;
@@ -222,6 +219,9 @@ enum sock_flags___sa {
 #define SA_TCP_CLOSE 7
 #define SA_TCP_CLOSE_WAIT 8
 
+/* include/linux/sched.h: a bit, TASK_FREEZABLE may come with it */
+#define SA_TASK_INTERRUPTIBLE 1
+
 #define SA_O_NONBLOCK 04000
 #define SA_S_IFMT 0170000
 #define SA_S_IFSOCK 0140000
@@ -233,6 +233,9 @@ enum sock_flags___sa {
 
 /* What recv(2) and send(2) sleep with, kernel/sched/wait.c; poll(2) has its own. */
 extern const void woken_wake_function __ksym __weak;
+
+extern struct task_struct___sa *bpf_task_from_pid(__s32 pid) __ksym __weak;
+extern void bpf_task_release(struct task_struct___sa *task) __ksym __weak;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*

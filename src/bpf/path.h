@@ -74,7 +74,9 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 	/* Bytes went by TCP without us: the kernel fell back. */
 	if (v->write_seq != st->promoted_seq)
 		return sa_demote(st, v, SA_WHY_BEHIND);
-	if (v->another_thread)
+	if (v->alone)
+		st->others = 0;
+	else if (v->another_thread)
 		st->others = 1;
 	if (!v->alone && v->another_thread)
 		st->company = 1;
@@ -101,7 +103,7 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 		st->leaving = why;
 		return 0;
 	}
-	/* The one thread that sent since the promotion is here: nothing of it is in flight. */
+	/* Only this thread has sent since one was last alone: nothing is in flight. */
 	if (v->alone || !st->others || conf->without_company_rule)
 		return sa_demote(st, v, why);
 	/*
@@ -116,6 +118,8 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *v,
 				      const struct sa_config *conf)
 {
+	if (v->alone)
+		st->straggler = 0;
 	if (v->why)
 		return v->why;
 	if (!conf->without_company_rule && (st->company || !v->alone))

@@ -16,6 +16,7 @@ pub mod option;
 pub mod other_program;
 pub mod pair;
 pub mod pattern;
+pub mod plain;
 pub mod raw;
 pub mod rng;
 pub mod stream;
