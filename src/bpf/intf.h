@@ -246,7 +246,7 @@ struct sa_config {
 	/* For tests of the rules themselves: 1 turns the rule off. */
 	__u32 without_company_rule;
 	__u32 without_observer;
-	__u32 pad[2];
+	__u64 build; /* of the programs, 0 while they are being replaced */
 };
 _Static_assert(sizeof(struct sa_config) == 64, "layout");
 

@@ -88,8 +88,19 @@ static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v
 		__sync_fetch_and_add(&stats->stack_why[why], 1);
 }
 
+/*
+ * Each psock keeps the program that it was enrolled with. So that program is only
+ * a call through a map, and one write to the map changes it for all.
+ */
 SEC("sk_msg")
 int sa_skmsg(struct sk_msg_md *msg)
+{
+	bpf_tail_call(msg, &sa_programs, 0);
+	return SK_PASS;
+}
+
+SEC("sk_msg")
+int sa_verdict(struct sk_msg_md *msg)
 {
 	struct sa_view v = { .size = msg->size };
 	const struct sa_config *conf = sa_conf();
@@ -111,7 +122,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->tid = pid_tgid;
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
-	generation = conf->generation + sa_observed + 1;
+	generation = conf->generation + sa_observations() + 1;
 	if (st->generation != generation)
 		sa_evaluate(st, generation);
 	if (!st->peer_cookie) {

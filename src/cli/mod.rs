@@ -12,6 +12,7 @@ mod policy;
 mod service;
 mod stats;
 mod status;
+mod upgrade;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ enum Command {
     Enable(enable::Args),
     /// Stop accelerating; live connections go on as plain TCP
     Disable(disable::Args),
+    /// Replace the programs that run by those of this version
+    Upgrade(upgrade::Args),
     /// Whether it runs, and why connections are not accelerated
     Status,
     /// Counters
@@ -134,6 +137,7 @@ impl Cli {
         match self.command {
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
+            Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Status => status::run(&context),
             Command::Stats => stats::run(&context),
             Command::Dump(what) => dump::run(&context, what),

@@ -8,8 +8,7 @@ use crate::error::Result;
 use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
 use crate::maps::{Stats, sockets};
 use crate::outcome::{Outcome, REASONS, WHYS};
-use crate::state::cgroup;
-use crate::state::{Attached, Instance};
+use crate::state::{self, Attached, Instance, cgroup};
 
 /// Reasons that are told at most.
 const TOP: usize = 5;
@@ -25,6 +24,7 @@ pub fn run(context: &Context) -> Result<()> {
     let value = json!({
         "instance": instance.name(),
         "enabled": config.enabled != 0,
+        "programs": programs(&config),
         "draining": draining.to_json(),
         "cgroups": attached.iter().map(cgroup_json).collect::<Vec<_>>(),
         "scope": scope(&config),
@@ -160,6 +160,15 @@ fn most(counts: &[u64], outcomes: &[Outcome], unit: &'static str) -> Vec<Reason>
     reasons
 }
 
+/// Whose programs run.
+fn programs(config: &Config) -> &'static str {
+    match config.build {
+        0 => "mixed",
+        build if build == state::build() => "current",
+        _ => "other",
+    }
+}
+
 fn scope(config: &Config) -> &'static str {
     if config.scope == SCOPE_ENDPOINTS {
         "endpoints"
@@ -200,6 +209,16 @@ fn to_text(
     )];
     lines.extend(attached.iter().map(cgroup_text));
     lines.extend(draining.lines());
+    match programs(config) {
+        "mixed" => lines.push(
+            "an upgrade did not come to its end\n  To finish it:  sockaccel upgrade".to_owned(),
+        ),
+        "other" => lines.push(
+            "the programs are of another version than this command\n  To change over:  sockaccel upgrade"
+                .to_owned(),
+        ),
+        _ => {}
+    }
     let total = stats.redirected_messages + stats.stack_messages;
     lines.push(format!(
         "{} of {} sockets seen are enrolled ({} open now); {} of {total} messages and {} of {} bytes were redirected",

@@ -267,7 +267,7 @@ pub struct Config {
     pub allow: u32,
     pub without_company_rule: u32,
     pub without_observer: u32,
-    pub pad: [u32; 2],
+    pub build: u64,
 }
 
 macro_rules! values {

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -119,6 +119,8 @@ impl Instance {
     fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
         let dir = self.dir();
         let mut change = Change::Nothing;
+        // What cannot be repaired can still be taken down.
+        let _ = self.repair();
         for attached in self.attached()? {
             if cgroup.is_none_or(|id| id == attached.id) {
                 let pins = cgroup_dir(&dir, attached.id);
@@ -158,10 +160,12 @@ impl Instance {
         }
         for cgroup in &attached {
             cgroups.set(&cgroup.id, &1)?;
-            run_sockops(&dir, &cgroup_dir(&dir, cgroup.id), "sa_sockops")?;
+            let pin = cgroup_dir(&dir, cgroup.id).join("sa_sockops");
+            run_program(&dir, &pin, "sa_sockops")?;
         }
         for id in self.draining()? {
-            run_sockops(&dir, &draining_dir(self, id), "sa_sockops_off")?;
+            let pin = draining_dir(self, id).join("sa_sockops");
+            run_program(&dir, &pin, "sa_sockops_off")?;
         }
         Ok(())
     }
@@ -177,12 +181,10 @@ impl Instance {
         // The first end of a pair cannot know of the second.
         self.walk(Walk::Keep)?;
         self.walk(Walk::Keep)?;
-        if !self.draining()?.is_empty() {
-            for _ in 0..3 {
-                if self.walk(Walk::Drain)?.is_empty() {
-                    self.finish()?;
-                    break;
-                }
+        for _ in 0..3 {
+            if self.walk(Walk::Drain)?.is_empty() {
+                self.finish()?;
+                break;
             }
         }
         Ok(())
@@ -223,14 +225,17 @@ pub(super) fn draining_dir(instance: &Instance, id: u64) -> PathBuf {
     instance.dir().join(format!("draining-{id}"))
 }
 
-/// Lets the link of a cgroup run this one of the `sock_ops` programs.
-fn run_sockops(dir: &std::path::Path, pins: &std::path::Path, program: &str) -> Result<()> {
-    let pin = pins.join("sa_sockops");
-    let link = open_pin(&pin)?;
+/// Lets the link pinned there run this program of the instance.
+pub(super) fn run_program(dir: &Path, pin: &Path, program: &str) -> Result<()> {
+    if !pin.exists() {
+        // Detached with its last pin; repair() makes another.
+        return Ok(());
+    }
+    let link = open_pin(pin)?;
     let program = open_pin(&dir.join(program))?;
     match bpf::link_update(link.as_fd(), program.as_fd()) {
         // The cgroup is gone, and with it what was attached.
         Err(e) if e.raw_os_error() == Some(nix::libc::ENOLINK) => Ok(()),
-        done => done.map_err(on("update link", &pin)),
+        done => done.map_err(on("update link", pin)),
     }
 }

@@ -13,6 +13,7 @@ use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
 use super::drain::draining_dir;
 use super::tracefs;
+use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
 use crate::maps::layout::{
@@ -27,7 +28,7 @@ use crate::sys::bpf::{self, AttachType};
     unsafe_code,
     clippy::undocumented_unsafe_blocks
 )]
-mod skel {
+pub(super) mod skel {
     include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
 }
 
@@ -111,6 +112,14 @@ impl Instance {
         Ok(instance)
     }
 
+    /// Opens for changing what runs, whole again where pins were missing.
+    pub(super) fn open_to_repair(place: &Place) -> Result<(Self, Change)> {
+        let instance = Self::open_to_remove(place)?;
+        let change = instance.repair()?;
+        instance.check_layout()?;
+        Ok((instance, change))
+    }
+
     /// Opens for taking it down, which one with missing pins must allow.
     pub fn open_to_remove(place: &Place) -> Result<Self> {
         let lock = place.write_existing()?;
@@ -136,6 +145,10 @@ impl Instance {
                 place: place.clone(),
                 _lock: lock,
             };
+            if let Err(Error::Refused(why)) = instance.check_layout() {
+                return Err(Error::Refused(why));
+            }
+            instance.repair()?;
             instance.check_layout()?;
             return instance.extend(&cgroups, settings);
         }
@@ -292,7 +305,7 @@ impl Instance {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  disable it with the version that made it, then enable",
+            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it (sockaccel disable), then enable it with this one",
             self.place.instance, config.layout
         )))
     }
@@ -317,7 +330,6 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
 
     for mut map in skeleton.object_mut().maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        // Global variables live and die with the programs.
         if name.starts_with("sa_") {
             map.pin(dir.join(&name))
                 .map_err(|e| Error::bpf("pin map", name, &e))?;
@@ -334,14 +346,22 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
         budget_messages: 64,
         budget_bytes: 256 * 1024,
         max_message: 64 * 1024,
+        build: upgrade::build(),
         ..Config::new_zeroed()
     };
     apply(&mut config, settings);
     write_config(dir, &config)?;
     write_filters(dir, settings)?;
 
+    set_verdict(dir)?;
     attach_skmsg(dir)?;
     tracefs::ensure()?;
+    attach_observer(&mut skeleton, dir)?;
+    attach_all(dir, cgroups)
+}
+
+/// Attaches the splice observer, and pins its link below `dir`.
+pub(super) fn attach_observer(skeleton: &mut skel::SockaccelSkel<'_>, dir: &Path) -> Result<()> {
     let mut observer = skeleton.progs.sa_splice.attach().map_err(|e| {
         Error::bpf(
             "attach",
@@ -351,8 +371,7 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
     })?;
     observer
         .pin(dir.join("link-splice"))
-        .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))?;
-    attach_all(dir, cgroups)
+        .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))
 }
 
 fn apply(config: &mut Config, settings: &Settings) {
@@ -444,15 +463,28 @@ fn attach_all(dir: &Path, cgroups: &[&Cgroup]) -> Result<()> {
 fn attach(dir: &Path, cgroup: &Cgroup) -> Result<()> {
     let pins = new_cgroup_dir(dir, cgroup.id);
     fs::create_dir(&pins).map_err(on("create", &pins))?;
-    CGROUP_PROGRAMS.iter().try_for_each(|(name, kind)| {
-        // Enrols when all of it is in place, see reconcile().
-        let idle = if *name == "sa_sockops" { "sa_sockops_off" } else { name };
-        let program = open_pin(&dir.join(idle))?;
-        let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), *kind)
-            .map_err(|e| attach_error(cgroup, name, e))?;
-        let pin = pins.join(name);
-        bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
-    })
+    CGROUP_PROGRAMS
+        .into_iter()
+        .try_for_each(|(name, kind)| attach_one(dir, cgroup, &pins, name, kind))
+}
+
+pub(super) fn attach_one(
+    dir: &Path,
+    cgroup: &Cgroup,
+    pins: &Path,
+    name: &str,
+    kind: AttachType,
+) -> Result<()> {
+    // Enrols when all of it is in place, see reconcile().
+    let idle = match kind {
+        AttachType::CgroupSockOps => "sa_sockops_off",
+        _ => name,
+    };
+    let program = open_pin(&dir.join(idle))?;
+    let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), kind)
+        .map_err(|e| attach_error(cgroup, name, e))?;
+    let pin = pins.join(name);
+    bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
 }
 
 /// The privileges were probed before, so EPERM is about the cgroup: a program
@@ -473,7 +505,7 @@ fn attach_error(cgroup: &Cgroup, program: &str, error: std::io::Error) -> Error 
 }
 
 /// Sockets enrolled from now on run `sa_skmsg`.
-fn attach_skmsg(dir: &Path) -> Result<()> {
+pub(super) fn attach_skmsg(dir: &Path) -> Result<()> {
     let (program, map) = (
         open_pin(&dir.join("sa_skmsg"))?,
         open_pin(&dir.join("sa_sockhash"))?,

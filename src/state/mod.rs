@@ -5,8 +5,11 @@ pub mod cgroup;
 mod dir;
 mod drain;
 mod instance;
+mod repair;
 mod tracefs;
+mod upgrade;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use drain::{Drained, Patience, disable};
 pub use instance::{Attached, Change, Instance, Settings};
+pub use upgrade::{build, upgrade};

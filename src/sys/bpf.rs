@@ -167,6 +167,38 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     owned(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })
 }
 
+/// The maps that a program uses, with their names. Fails for what is no program.
+pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut ids = [0_u32; 64];
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+    info.nr_map_ids = u32::try_from(ids.len()).unwrap_or_default();
+    info.map_ids = ids.as_mut_ptr() as u64;
+    let mut len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes of `info` and `nr_map_ids` ids.
+    check(unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut len)
+    })?;
+    let count = (info.nr_map_ids as usize).min(ids.len());
+    ids[..count]
+        .iter()
+        .map(|id| {
+            // SAFETY: takes a plain value.
+            let map = owned(unsafe { libbpf_sys::bpf_map_get_fd_by_id(*id) })?;
+            // SAFETY: as above.
+            let mut info: libbpf_sys::bpf_map_info = unsafe { std::mem::zeroed() };
+            let mut len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+            // SAFETY: the kernel writes at most `len` bytes of `info`.
+            check(unsafe {
+                libbpf_sys::bpf_map_get_info_by_fd(map.as_raw_fd(), &raw mut info, &raw mut len)
+            })?;
+            let name = info.name.map(i8::cast_unsigned);
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            Ok((String::from_utf8_lossy(name).into_owned(), map))
+        })
+        .collect()
+}
+
 /// Starts an `iter/sockmap` program over a map; reading the file runs it.
 pub fn iterate_sockmap(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
     // SAFETY: all-zero is a valid value of both plain C structs.
