@@ -108,6 +108,11 @@ pub const REASONS: &[Outcome] = &[
         "see the reason counted for the other end",
     ),
     outcome(
+        "stream",
+        "it became a one-way stream, which plain TCP carries faster",
+        "sockaccel enable --stream-limit 0 keeps such connections enrolled",
+    ),
+    outcome(
         "disabled",
         "its cgroup, or that of its peer, was disabled",
         "sockaccel enable --cgroup PATH",
@@ -151,6 +156,11 @@ pub const WHYS: &[Outcome] = &[
         "large",
         "the message is larger than one redirect carries",
         "",
+    ),
+    outcome(
+        "stream",
+        "it is part of a one-way stream, which plain TCP carries faster",
+        "sockaccel enable --stream-limit 0 keeps such connections redirected",
     ),
     outcome("company", "several threads send on the socket at once", ""),
     outcome("own_state", "the sender has shut the connection down", ""),

@@ -125,7 +125,7 @@ static __always_inline __u32 sa_cut(const struct sock___sa *sk, struct sa_sock *
 }
 
 /* Can nothing come from the other end any more? */
-static __always_inline bool sa_nothing_comes(const struct sa_sock *st, const struct sa_conn *conn)
+static __always_inline bool sa_is_let_alone(const struct sa_sock *st, const struct sa_conn *conn)
 {
 	const struct sa_side *peer;
 	const struct sock___sa *psk;
@@ -134,7 +134,7 @@ static __always_inline bool sa_nothing_comes(const struct sa_sock *st, const str
 	if (!conn)
 		return true;
 	peer = st->side ? &conn->side[0] : &conn->side[1];
-	if (!peer->cookie || peer->skipped || conn->gate == SA_GATE_SHUT)
+	if (!peer->cookie || peer->skipped || conn->gate & SA_GATE_SHUT)
 		return true;
 	if (conn->cut & (st->side ? 1 : 2))
 		return true;
@@ -197,7 +197,7 @@ static __always_inline __u32 sa_drain_waits(const struct sock___sa *sk, struct s
 		return SA_WAITS_UNREAD;
 	if (waits)
 		return waits;
-	return sa_nothing_comes(st, conn) ? SA_WAITS_NOT : SA_WAITS_PEER;
+	return sa_is_let_alone(st, conn) ? SA_WAITS_NOT : SA_WAITS_PEER;
 }
 
 /* One record for each socket that stays, and for each that is dropped. */

@@ -64,6 +64,7 @@ static __always_inline void sa_publish(struct sa_side *mine, const struct sa_soc
 	mine->skipped = st->skipped;
 	mine->tgid = st->tgid;
 	mine->start_time = st->start_time;
+	mine->st = (__u64)st;
 	mine->role = st->role;
 	mine->wscale_ok = BPF_CORE_READ_BITFIELD(tp, rx_opt.wscale_ok);
 	mine->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);

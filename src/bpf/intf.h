@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 2
+#define SA_LAYOUT 3
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -56,14 +56,18 @@ struct sa_side {
 	__u32 tgid; /* of the process seen using the socket, 0 unknown */
 	__u32 pad;
 	__u64 start_time; /* of that process: ns since boot */
-	__u64 pad2[4];
+	__u64 st; /* address of the socket's struct sa_sock */
+	__u64 pad2[3];
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct sa_side) == 128, "layout");
 
+/* Bits of side 0; those of side 1 are the next, see sa_gate(). */
 enum sa_gate {
-	SA_GATE_USED_0 = 1, /* side 0 has redirected to side 1 at least once */
-	SA_GATE_USED_1 = 2,
-	SA_GATE_SHUT = 4, /* nothing was ever redirected, nothing ever will be */
+	SA_GATE_USED = 1, /* it has redirected to the other at least once */
+	SA_GATE_SHUT = 4, /* both: nothing was ever redirected, nothing ever will be */
+	SA_GATE_GONE = 8, /* it is out: nothing may be redirected to it */
+	SA_GATE_LEAVING = 32, /* it asks its peer not to redirect to it */
+	SA_GATE_REFUSED = 128, /* the peer had to, meanwhile */
 };
 
 /* Value of sa_conns: the rendezvous of the two sockets of one connection. */
@@ -96,6 +100,7 @@ struct sa_sock {
 	__u64 peer_cookie; /* 0 until paired, then immutable */
 	__u64 peer_sk;
 	__u64 peer_file; /* of the peer, while the path is redirect */
+	__u64 peer_st; /* address of the peer's struct sa_sock */
 	__u64 pressure; /* address of the protocol's memory_pressure */
 	__u64 netns_cookie;
 	__u64 start_time; /* of the process `tgid`: ns since boot */
@@ -133,13 +138,17 @@ struct sa_sock {
 	__u32 policy_tier; /* tier of the entry that decided, 0 none */
 	__u32 contended; /* how often the peer's lock was found taken: 0 rarely */
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
+	__u32 lost; /* messages that enrolment has cost time: see sa_weigh() */
+	__u32 unanswered; /* messages sent since the peer sent one */
+	__u32 answers; /* what the peer had sent by the last message */
+	__u32 judged; /* both ends were seen to read in a way redirect can serve */
 	__u32 drain; /* walk of sa_iter_drain that took it out of service, 0 none */
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */
 	__u32 pad;
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 280, "layout");
+_Static_assert(sizeof(struct sa_sock) == 304, "layout");
 
 /* Of a draining direction: may it redirect? See drain.h. */
 enum sa_cut {
@@ -151,6 +160,7 @@ enum sa_cut {
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
 	SA_MARK_OPTION = 2, /* the peer asked for an option redirect cannot honour */
+	SA_MARK_LEAVING = 4, /* the peer is about to leave, see stream.h */
 };
 
 /* Key of sa_endpoints, sa_services' address part, the policy's endpoint. */
@@ -246,9 +256,11 @@ struct sa_config {
 	/* For tests of the rules themselves: 1 turns the rule off. */
 	__u32 without_company_rule;
 	__u32 without_observer;
+	__u32 stream_limit; /* of sa_sock.lost, 0 none: the sender leaves */
+	__u32 pad;
 	__u64 build; /* of the programs, 0 while they are being replaced */
 };
-_Static_assert(sizeof(struct sa_config) == 64, "layout");
+_Static_assert(sizeof(struct sa_config) == 72, "layout");
 
 /* Of sa_listeners: a port, whatever the address. */
 struct sa_listener_key {
@@ -301,7 +313,7 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 waits; /* enum sa_waits */
 };
-_Static_assert(sizeof(struct sa_dump) == 312, "layout");
+_Static_assert(sizeof(struct sa_dump) == 336, "layout");
 
 /* What a draining socket waits for before it can be taken out. */
 enum sa_waits {

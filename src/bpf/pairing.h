@@ -68,6 +68,12 @@ static __always_inline struct sa_side *sa_side(struct sa_conn *conn, __u32 side)
 	return side ? &conn->side[1] : &conn->side[0];
 }
 
+/* The bit of sa_conn.gate that is about this side. */
+static __always_inline __u32 sa_gate(__u32 bit, __u32 side)
+{
+	return side ? bit << 1 : bit;
+}
+
 /*
  * Takes the side for this cookie: 0, or the reason why not.
  *

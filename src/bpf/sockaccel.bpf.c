@@ -131,7 +131,11 @@ int sa_verdict(struct sk_msg_md *msg)
 	}
 
 	sa_inspect(st, tp, conf, &v);
-	v.splicing = st->marks & SA_MARK_SPLICING;
+	if (st->marks) {
+		v.splicing = st->marks & SA_MARK_SPLICING;
+		if (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty))
+			sa_force(&v, SA_WHY_MISSED);
+	}
 	path = st->path;
 	if (path == SA_PATH_REDIRECT && !v.queue_empty && sa_over_hard_cap(st))
 		v.queue_long = sa_peer_queue_long(st);

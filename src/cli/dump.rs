@@ -282,6 +282,7 @@ fn config(context: &Context, instance: &Instance) -> Result<()> {
         "budget_messages": config.budget_messages,
         "budget_bytes": config.budget_bytes,
         "max_message": config.max_message,
+        "stream_limit": config.stream_limit,
         "port_includes": config.port_includes,
         "cidr_includes": config.cidr_includes,
         "allow": config.allow,

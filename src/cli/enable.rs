@@ -55,6 +55,9 @@ pub struct Args {
     /// Bytes that may wait in a redirect queue [default: 262144]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     budget_bytes: Option<u32>,
+    /// Messages on the stack after which the sender of a one-way stream leaves; 0 never [default: 8192]
+    #[arg(long, value_name = "N")]
+    stream_limit: Option<u32>,
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
@@ -105,6 +108,7 @@ impl Args {
             }),
             budget_messages: self.budget_messages,
             budget_bytes: self.budget_bytes,
+            stream_limit: self.stream_limit,
             max_sockets: self.max_sockets,
             allow: 0,
             // What is excluded stays so when it is also included.
