@@ -75,8 +75,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     )?;
     progress.end();
     if drained.unseen {
-        say("sockaccel: pins are missing, so live connections could not be looked at: their \
-             sockets stay in the table until they close");
+        say(
+            "sockaccel: pins are missing, so live connections could not be looked at: their \
+             sockets stay in the table until they close",
+        );
     }
     if !drained.dropped.is_empty() {
         say(format_args!(
@@ -144,16 +146,16 @@ fn sockets(n: usize) -> String {
 }
 
 fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
-    let mut again = "sockaccel disable".to_owned();
-    let mut status = "sockaccel status".to_owned();
-    if context.place.instance != DEFAULT_INSTANCE {
-        let option = format!(" --instance {}", context.place.instance);
-        again.push_str(&option);
-        status.push_str(&option);
-    }
-    if let Some(path) = &args.cgroup {
-        again.push_str(&format!(" --cgroup {}", path.display()));
-    }
+    let instance = match context.place.instance.as_str() {
+        DEFAULT_INSTANCE => String::new(),
+        name => format!(" --instance {name}"),
+    };
+    let cgroup = match &args.cgroup {
+        None => String::new(),
+        Some(path) => format!(" --cgroup {}", path.display()),
+    };
+    let status = format!("sockaccel status{instance}");
+    let again = format!("sockaccel disable{instance}{cgroup}");
     format!(
         "not drained in {:?}: {} left in instance {}, {} unread\n  \
          To see them:  {status}\n  \

@@ -86,8 +86,7 @@ pub fn disable(
             waiting => waiting?,
         };
         walks += 1;
-        let (dropped, waiting): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(Dump::was_dropped);
+        let (dropped, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Dump::was_dropped);
         drained.dropped.extend(dropped);
         if waiting.is_empty() {
             drained.changed |= instance.finish()? == Change::Done;

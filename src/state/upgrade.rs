@@ -125,7 +125,7 @@ pub(super) fn set_verdict(dir: &Path) -> Result<()> {
         .map_err(|e| Error::bpf("write to map", "sa_programs", &e))
 }
 
-/// Lets the links of a cgroup run the programs that are pinned; reconcile() does
+/// Lets the links of a cgroup run the programs that are pinned; `reconcile` does
 /// so for `sa_sockops`, of which there are two.
 fn relink(dir: &Path, pins: &Path) -> Result<()> {
     for (name, kind) in CGROUP_PROGRAMS {
