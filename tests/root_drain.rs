@@ -12,6 +12,9 @@ use std::time::Duration;
 use common::books::assert_balanced;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
+use common::helper;
+use common::helper::Channel;
+use common::helper::Helper;
 use common::instance::Instance;
 use common::instance::Ran;
 use common::netns::Netns;
@@ -26,6 +29,7 @@ use common::raw;
 use common::stream::recv_all;
 use common::stream::recv_some;
 use common::stream::send_all;
+use common::throttle::Throttle;
 use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
@@ -34,6 +38,9 @@ use serde_json::Value;
 
 const SOL_TCP: i32 = 6;
 const TCP_ULP: i32 = 31;
+
+/// Bytes that do not fit into the buffers of a connection.
+const TOTAL: usize = 32 << 20;
 
 fn draining(instance: &Instance) -> Value {
     instance.run(&["status", "--json"]).ok().json()["draining"].clone()
@@ -219,9 +226,9 @@ fn enable_turns_a_draining_instance_back_on() {
 
 #[test]
 fn one_cgroup_of_several() {
-    let [stays, goes] = ["drain-stays", "drain-goes"].map(Cgroup::new);
-    let nested = stays.nested("nested");
-    let instance = Instance::try_enable(&[&stays, &goes, &nested], &[]).expect("enable");
+    let [lasting, leaving] = ["drain-stays", "drain-goes"].map(Cgroup::new);
+    let nested = lasting.nested("nested");
+    let instance = Instance::try_enable(&[&lasting, &leaving, &nested], &[]).expect("enable");
     let probe = Probe::new();
     let pair_in = |client: &Cgroup, server: &Cgroup| {
         let options = Options::default();
@@ -234,15 +241,15 @@ fn one_cgroup_of_several() {
         warm_up(&instance, &pair);
         pair
     };
-    let kept = pair_in(&stays, &stays);
+    let kept = pair_in(&lasting, &lasting);
     let below = pair_in(&nested, &nested);
-    let [gone, across] = [pair_in(&goes, &goes), pair_in(&stays, &goes)];
+    let [gone, across] = [pair_in(&leaving, &leaving), pair_in(&lasting, &leaving)];
     let path = |cgroup: &Cgroup| cgroup.path().display().to_string();
 
     // Its parent is enabled as well: nothing changes for the sockets.
     disable(&instance, &["--cgroup", &path(&nested)]).ok();
     assert!(!probe.is_plain(&below.client));
-    disable(&instance, &["--cgroup", &path(&goes)]).ok();
+    disable(&instance, &["--cgroup", &path(&leaving)]).ok();
     for (pair, name) in [(&gone, "gone"), (&across, "across")] {
         probe.assert_plain(&pair.client, name);
         probe.assert_plain(&pair.server, name);
@@ -321,7 +328,6 @@ fn blocked_senders_lose_nothing() {
     let _joined = cgroup.join();
     let pair = Pair::with(&Options::blocking());
     warm_up(&instance, &pair);
-    const TOTAL: usize = 32 << 20;
     let pattern = Pattern::new(11);
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -349,6 +355,92 @@ fn blocked_senders_lose_nothing() {
     });
     Probe::new().assert_plain(&pair.server, "server");
     round_trip(&pair);
+}
+
+const CONNECTIONS: usize = 12;
+const MESSAGES: u64 = 200;
+
+fn size_of_message(n: u64) -> usize {
+    1 + usize::try_from(n * 37 % 3000).expect("small")
+}
+
+/// Sends messages, each of which is acknowledged by one byte, on one connection
+/// after the other.
+fn sender(channel: &mut Channel) {
+    let deadline = Deadline::seconds(300);
+    let port: u16 = channel.hear().expect("a port").parse().expect("a port");
+    let to = ([127, 0, 0, 1], port).into();
+    for _ in 0..CONNECTIONS {
+        let stream = common::pair::connect(to, &Options::default());
+        let (pattern, mut at) = (Pattern::new(23), 0);
+        for n in 0..MESSAGES {
+            let mut bytes = vec![0; size_of_message(n)];
+            pattern.fill(at, &mut bytes);
+            at += bytes.len() as u64;
+            send_all(&stream, &bytes, deadline);
+            recv_all(&stream, &mut [0], deadline);
+        }
+    }
+    channel.say("all sent");
+    channel.hear();
+}
+
+#[test]
+#[ignore = "the body of the helper processes"]
+fn helper_process() {
+    helper::main(&[("sender", sender)]);
+}
+
+/// Enabled and disabled under a sender that is stopped again and again wherever it
+/// is: it loses nothing, and no call of it fails.
+#[test]
+fn throttled_senders_lose_nothing() {
+    let cgroup = Cgroup::new("drain-slow");
+    let instance = Instance::enable(&cgroup, &[]);
+    let throttle = Throttle::new(&cgroup);
+    let joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let port = listener.local_addr().expect("getsockname").port();
+    let mut senders = [Helper::start("sender"), Helper::start("sender")];
+    for sender in &mut senders {
+        throttle.add(sender.pid());
+        sender.say(&port.to_string());
+    }
+    drop(joined);
+    let redirected = thread::scope(|scope| {
+        let servers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let deadline = Deadline::seconds(300);
+                    for _ in 0..CONNECTIONS {
+                        let server = common::pair::accept(&listener, &options);
+                        let (pattern, mut at) = (Pattern::new(23), 0);
+                        for n in 0..MESSAGES {
+                            let mut bytes = vec![0; size_of_message(n)];
+                            recv_all(&server, &mut bytes, deadline);
+                            pattern.check(at, &bytes, "throttled");
+                            at += bytes.len() as u64;
+                            send_all(&server, b"+", deadline);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut redirected = 0;
+        while servers.iter().any(|server| !server.is_finished()) {
+            thread::sleep(Duration::from_millis(50));
+            redirected += instance.stats().redirected_bytes();
+            let ran = disable(&instance, &["--timeout", "0"]);
+            assert!(matches!(ran.code, Some(0 | 7)), "{ran:?}");
+            instance.enable_more(&[&cgroup], &[]).ok();
+        }
+        redirected
+    });
+    for sender in &mut senders {
+        assert_eq!(sender.hear(), "all sent");
+    }
+    assert!(redirected > 0, "nothing was redirected");
 }
 
 /// The guard against a second connect(2) works until the end of the drain.

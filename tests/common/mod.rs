@@ -21,6 +21,7 @@ pub mod raw;
 pub mod rng;
 pub mod stream;
 pub mod tagged;
+pub mod throttle;
 pub mod traffic;
 pub mod warm;
 
