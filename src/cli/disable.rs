@@ -1,6 +1,6 @@
 //! `disable`
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -195,7 +195,8 @@ impl Progress {
             bytes(waiting)
         );
         if self.terminal {
-            eprint!("\r\x1b[K{text}");
+            // Nobody may be reading it.
+            let _ = write!(stderr(), "\r\x1b[K{text}");
             self.told = true;
         } else {
             say(text);
@@ -204,7 +205,7 @@ impl Progress {
 
     fn end(&self) {
         if self.told {
-            eprint!("\r\x1b[K");
+            let _ = write!(stderr(), "\r\x1b[K");
         }
     }
 }

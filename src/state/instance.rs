@@ -41,6 +41,10 @@ pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
     ("sa_sockops", AttachType::CgroupSockOps),
 ];
 
+/// For pins that somebody has removed.
+const MISSING_HINT: &str =
+    "If it is missing, make it again:  sockaccel upgrade   or start anew:  sockaccel disable --now";
+
 /// What `enable` can set. `None` leaves what an existing instance has.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -542,13 +546,13 @@ fn detach_skmsg(dir: &Path) -> Result<()> {
 }
 
 pub(super) fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
-    bpf::open_pinned(path).map_err(on("open", path))
+    bpf::open_pinned(path).map_err(|e| on("open", path)(e).hint(MISSING_HINT))
 }
 
 pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
     let path = dir.join(name);
     MapHandle::from_pinned_path(&path)
-        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
+        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e).hint(MISSING_HINT))
 }
 
 fn read_config(dir: &Path) -> Result<Config> {
