@@ -108,6 +108,11 @@ pub const REASONS: &[Outcome] = &[
         "see the reason counted for the other end",
     ),
     outcome(
+        "short_lived",
+        "connections to its server have been too short to profit",
+        "sockaccel enable --admission all",
+    ),
+    outcome(
         "stream",
         "it became a one-way stream, which plain TCP carries faster",
         "sockaccel enable --stream-limit 0 keeps such connections enrolled",

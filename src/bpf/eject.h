@@ -30,10 +30,13 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	/* Not there: closing has taken it out, and counts it, or the peer has. */
-	if (st->enrolled && (sa_eject_one(st->cookie, reason) || sa_was_ejected(st, conn))) {
+	if (st->enrolled) {
+		/* Not there: the peer or the watch has taken it out, or close(2). */
+		if (sa_eject_one(st->cookie, reason) || !conn || sa_was_ejected(st, conn))
+			st->ejected = reason;
+		else
+			sa_add(closed, 1);
 		st->enrolled = 0;
-		st->ejected = reason;
 	}
 	sa_leave(st);
 	sa_quiet(ops);

@@ -41,6 +41,9 @@ enum sa_role {
 	SA_ROLE_PASSIVE = 2, /* accept(2): the server */
 };
 
+/* In place of a cookie: nobody has come, and nobody will be let in. */
+#define SA_NOBODY (~0ULL)
+
 /* One socket's part of a connection. Only that socket's programs write it. */
 struct sa_side {
 	__u64 cookie; /* claimed by compare-and-swap, 0 is free */
@@ -257,7 +260,7 @@ struct sa_config {
 	__u32 without_company_rule;
 	__u32 without_observer;
 	__u32 stream_limit; /* of sa_sock.lost, 0 none: the sender leaves */
-	__u32 pad;
+	__u32 admit_all; /* also to servers whose connections are too short */
 	__u64 build; /* of the programs, 0 while they are being replaced */
 };
 _Static_assert(sizeof(struct sa_config) == 72, "layout");
@@ -277,6 +280,15 @@ struct sa_listener {
 	__u32 pad;
 	__u64 start_time; /* of that process: ns since boot */
 };
+
+/* Of sa_servers: where a client connects to. */
+struct sa_server_key {
+	__u64 netns_cookie; /* of the client */
+	struct sa_addr addr;
+	__u32 port;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_server_key) == 32, "layout");
 
 enum sa_readers {
 	SA_READERS_UNKNOWN = 0,

@@ -91,6 +91,8 @@ static __always_inline __u32 sa_claim(struct sa_conn *conn, __u64 id, __u32 side
 			__sync_val_compare_and_swap(&mine->cookie, cookie, 0);
 		return SA_REASON_NO_LOCAL_PEER;
 	}
+	if (owner == SA_NOBODY)
+		return SA_REASON_NO_LOCAL_PEER;
 	if (owner && owner != cookie) {
 		__sync_lock_test_and_set(&conn->poisoned, 1);
 		return SA_REASON_AMBIGUOUS;

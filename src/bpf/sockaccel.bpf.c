@@ -175,6 +175,8 @@ int sa_verdict(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
+	if (!(st->redirected_messages % SA_ADMIT_EVERY))
+		sa_earn(st, SA_ADMIT_EVERY);
 	if (path != SA_PATH_REDIRECT)
 		sa_add(promotions, 1);
 	return SK_PASS;

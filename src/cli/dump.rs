@@ -283,6 +283,7 @@ fn config(context: &Context, instance: &Instance) -> Result<()> {
         "budget_bytes": config.budget_bytes,
         "max_message": config.max_message,
         "stream_limit": config.stream_limit,
+        "admit_all": config.admit_all,
         "port_includes": config.port_includes,
         "cidr_includes": config.cidr_includes,
         "allow": config.allow,

@@ -58,6 +58,9 @@ pub struct Args {
     /// Messages on the stack after which the sender of a one-way stream leaves; 0 never [default: 8192]
     #[arg(long, value_name = "N")]
     stream_limit: Option<u32>,
+    /// Which connections to enrol [default: learned]
+    #[arg(long, value_name = "WHICH")]
+    admission: Option<Admission>,
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
@@ -77,6 +80,14 @@ enum Scope {
     Local,
     /// Only towards addresses that are endpoints
     Endpoints,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Admission {
+    /// To servers whose earlier connections have profited, and a sample of the others
+    Learned,
+    /// All of them
+    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,6 +121,7 @@ impl Args {
             budget_bytes: self.budget_bytes,
             stream_limit: self.stream_limit,
             max_sockets: self.max_sockets,
+            admit_all: self.admission.map(|which| matches!(which, Admission::All)),
             allow: 0,
             // What is excluded stays so when it is also included.
             ports: [

@@ -274,7 +274,7 @@ pub struct Config {
     pub without_company_rule: u32,
     pub without_observer: u32,
     pub stream_limit: u32,
-    pub pad: u32,
+    pub admit_all: u32,
     pub build: u64,
 }
 

@@ -60,6 +60,8 @@ pub struct Settings {
     pub stream_limit: Option<u32>,
     /// Sockets the instance can hold; fixed when it is made.
     pub max_sockets: Option<u32>,
+    /// Enrol connections to every server, however short they have been.
+    pub admit_all: Option<bool>,
     /// Bits of the risks accepted, added to those accepted before.
     pub allow: u32,
     /// Ports with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; replaces when not empty.
@@ -387,6 +389,7 @@ fn apply(config: &mut Config, settings: &Settings) {
     config.budget_messages = settings.budget_messages.unwrap_or(config.budget_messages);
     config.budget_bytes = settings.budget_bytes.unwrap_or(config.budget_bytes);
     config.stream_limit = settings.stream_limit.unwrap_or(config.stream_limit);
+    config.admit_all = settings.admit_all.map_or(config.admit_all, u32::from);
     config.allow |= settings.allow;
     config.without_company_rule |= u32::from(settings.without_company_rule);
     config.without_observer |= u32::from(settings.without_observer);
