@@ -392,6 +392,12 @@ fn commands_at_once_take_turns() {
     world.mount(MsFlags::empty());
     for round in 0..5 {
         at_once(&[enable.as_str(); 4]);
+        at_once(&[
+            enable.as_str(),
+            "upgrade",
+            "upgrade --again",
+            "upgrade --again",
+        ]);
         world.assert_enabled_once(&cgroup, 0, &format!("round {round}"));
         at_once(&["disable"; 4]);
         world.assert_empty(&format!("round {round}"));

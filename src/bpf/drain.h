@@ -9,7 +9,7 @@
  *
  * The walk over the map sees one socket at a time, without its lock. So it first
  * takes both ends of a connection out of service. The next walk comes a grace
- * period later: by then every run of sa_skmsg knows, and none promotes any more.
+ * period later: by then every run of sa_verdict knows, and none promotes any more.
  */
 #ifndef SA_DRAIN_H
 #define SA_DRAIN_H

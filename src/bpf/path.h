@@ -3,7 +3,7 @@
  * The path of one direction: what may be redirected, and when to change over.
  *
  * sa_decide() is a function of plain values, so that tables of cases can run
- * it (tests.bpf.c); sa_skmsg collects the values.
+ * it (tests.bpf.c); sa_verdict collects the values.
  */
 #ifndef SA_PATH_H
 #define SA_PATH_H

@@ -60,23 +60,13 @@ pub fn disable(
     mut progress: impl FnMut(&[Dump]),
 ) -> Result<Drained> {
     let start = Instant::now();
-    let mut drained = match Instance::open_to_remove(place) {
+    let mut instance = match Instance::open_to_remove(place) {
         Err(Error::NotEnabled { .. }) => return Ok(Drained::default()),
-        instance => Drained::of(instance?.retire(cgroup)?),
+        instance => instance?,
     };
+    let mut drained = Drained::of(instance.retire(cgroup)?);
     let mut walks = 0_u32;
     loop {
-        // The lock is free while this waits: others may look, or enable again.
-        let instance = match Instance::open_to_remove(place) {
-            Err(Error::NotEnabled { .. }) => return Ok(drained),
-            instance => instance?,
-        };
-        if !instance.is_retired(cgroup)? {
-            return Err(Error::Failed(format!(
-                "instance {} was enabled again while it drained\n  To see it:  sockaccel status",
-                instance.name()
-            )));
-        }
         let drop = patience.now && walks > 1;
         let waiting = match instance.walk(if drop { Walk::Drop } else { Walk::Drain }) {
             Err(error) if error.is_not_found() => {
@@ -92,15 +82,27 @@ pub fn disable(
             drained.changed |= instance.finish()? == Change::Done;
             return Ok(drained);
         }
-        std::mem::drop(instance);
-        // Everything is looked at three times, however short the time.
-        if walks > 2 && !patience.now && start.elapsed() >= patience.timeout {
+        // One to mark, one to close the directions, one to take out.
+        if walks < 3 {
+            continue;
+        }
+        if !patience.now && start.elapsed() >= patience.timeout {
             drained.waiting = waiting;
             return Ok(drained);
         }
-        if walks > 2 {
-            progress(&waiting);
-            sleep(PAUSE);
+        // The lock is free meanwhile: others may look, or enable again.
+        std::mem::drop(instance);
+        progress(&waiting);
+        sleep(PAUSE);
+        instance = match Instance::open_to_remove(place) {
+            Err(Error::NotEnabled { .. }) => return Ok(drained),
+            instance => instance?,
+        };
+        if !instance.is_retired(cgroup)? {
+            return Err(Error::Failed(format!(
+                "instance {} was enabled again while it drained\n  To see it:  sockaccel status",
+                instance.name()
+            )));
         }
     }
 }
