@@ -1,6 +1,9 @@
 #!/bin/bash
 # Everything the tests need, then all tests. Run it as root: sudo scripts/test.sh
 #
+#   --vm   also loads the programs, and runs a few of the tests, under other
+#          kernels (scripts/vmtest.sh --quick)
+#
 # Root tests are those of tests/root_*.rs. They make their own cgroups, network
 # namespaces and bpffs directories, and this script fails when one stays behind.
 set -euo pipefail
@@ -10,6 +13,13 @@ cd "$(dirname "$0")/.."
 
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+vm=
+case "$*" in
+'') ;;
+--vm) vm=yes ;;
+*) die "no such option: $*" ;;
+esac
 
 need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
@@ -92,3 +102,4 @@ echo "root tests run: $ran, ignored: $ignored, failed programs: ${failed[*]:-non
 [[ -z $left ]] || die "left behind:"$'\n'"$left"
 ((${#failed[@]} == 0)) || die "root tests failed: ${failed[*]}"
 ((ran > 0)) || die "no root test ran"
+[[ -z $vm ]] || scripts/vmtest.sh --quick

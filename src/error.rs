@@ -21,15 +21,29 @@ pub enum Error {
         /// Name of the instance.
         instance: String,
     },
+    /// What `assert` was told does not hold (exit status 5).
+    #[error("{0}")]
+    NotHeld(String),
     /// A drain ran out of time (exit status 7).
     #[error("{0}")]
     Draining(String),
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
+    /// `run` itself failed, not its command (exit status 125, 126 or 127).
+    #[error("{source}")]
+    Run {
+        /// The exit status.
+        status: u8,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The object is not what the operation needs (exit status 1).
     #[error("{0}")]
     Failed(String),
+    /// What was printed says itself that not all of it counts (exit status 1).
+    #[error("{0}")]
+    Void(String),
     /// A system call failed (exit status 1, or 6 when it was denied).
     #[error("cannot {operation} {object}: {source}{}", hint_line(.hint, .source))]
     Os {
@@ -55,10 +69,12 @@ impl Error {
             Self::Refused(_) => 3,
             Self::EnableRefused(refusal) => refusal.exit_code(),
             Self::NotEnabled { .. } => 4,
+            Self::NotHeld(_) => 5,
             Self::Privileges(_) => 6,
             Self::Draining(_) => 7,
+            Self::Run { status, .. } => *status,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
-            Self::Failed(_) | Self::Os { .. } => 1,
+            Self::Failed(_) | Self::Void(_) | Self::Os { .. } => 1,
         }
     }
 
@@ -93,6 +109,12 @@ impl Error {
             *hint = text.into();
         }
         self
+    }
+
+    /// Whether the command has printed its own JSON, or must not print any:
+    /// standard output belongs to what `run` runs.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::NotHeld(_) | Self::Void(_) | Self::Run { .. })
     }
 
     /// The file does not exist.

@@ -5,20 +5,23 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use sockaccel::cli::{Cli, asks_for_json};
+use sockaccel::cli::{Cli, asks_for_json, asks_for_run};
+use sockaccel::cli::{RUN_FAILED, USAGE};
 use sockaccel::output::{say, write};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return not_parsed(&error, asks_for_json(&args)),
+        Err(error) if asks_for_run(&args) => return not_parsed(&error, false, RUN_FAILED),
+        Err(error) => return not_parsed(&error, asks_for_json(&args), USAGE),
     };
     let json = cli.json();
     match cli.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
         Err(error) => {
-            if json {
+            // One document is enough.
+            if json && !error.is_told() {
                 print_json(error.exit_code(), &error.to_string());
             }
             say(format_args!("sockaccel: {error}"));
@@ -28,18 +31,18 @@ fn main() -> ExitCode {
 }
 
 /// Help and the version are asked for, and no failure; the rest is a usage error.
-fn not_parsed(error: &clap::Error, json: bool) -> ExitCode {
+fn not_parsed(error: &clap::Error, json: bool, status: u8) -> ExitCode {
     let asked = matches!(
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
     if json && !asked {
         let text = error.to_string();
-        print_json(2, text.trim_start_matches("error: ").trim_end());
+        print_json(status, text.trim_start_matches("error: ").trim_end());
     }
     // Nobody may be reading it.
     let _ = error.print();
-    ExitCode::from(if asked { 0 } else { 2 })
+    ExitCode::from(if asked { 0 } else { status })
 }
 
 fn print_json(exit_status: u8, message: &str) {

@@ -162,9 +162,12 @@ fn exit_codes() -> BTreeSet<u8> {
         | Error::Refused(_)
         | Error::EnableRefused(_)
         | Error::NotEnabled { .. }
+        | Error::NotHeld(_)
+        | Error::Run { .. }
         | Error::Privileges(_)
         | Error::Draining(_)
         | Error::Failed(_)
+        | Error::Void(_)
         | Error::Os { .. } => error.exit_code(),
     };
     let denied = io::ErrorKind::PermissionDenied.into();
@@ -174,15 +177,18 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::NotEnabled {
             instance: String::new(),
         },
+        Error::NotHeld(String::new()),
         Error::Privileges(String::new()),
         Error::Draining(String::new()),
         Error::Failed(String::new()),
+        Error::Void(String::new()),
         Error::os("open", "it", denied),
         Error::os("open", "it", io::ErrorKind::Other.into()),
     ]
     .iter()
     .map(kind)
-    .chain([0])
+    // run fails as env(1) does.
+    .chain([0, 125, 126, 127])
     .collect()
 }
 
@@ -199,7 +205,13 @@ fn exit_statuses_are_those_of_the_manual() {
 fn json_fields_of_the_manual_are_printed_somewhere() {
     let documented = after(&section("JSON FIELDS"), "Li");
     let mut source = String::new();
-    for file in ["src/main.rs", "src/cli", "src/maps", "src/doctor"] {
+    for file in [
+        "src/main.rs",
+        "src/cli",
+        "src/maps",
+        "src/doctor",
+        "src/bench",
+    ] {
         read_into(
             &Path::new(env!("CARGO_MANIFEST_DIR")).join(file),
             &mut source,

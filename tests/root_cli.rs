@@ -466,6 +466,8 @@ fn what_is_not_enabled_is_4_and_says_how_to_enable() {
     for words in [
         "status",
         "stats",
+        "explain --port 80",
+        "assert --enrolled >=0",
         "dump sockhash",
         "dump connections",
         "dump config",
@@ -793,8 +795,13 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "status",
-        "instance enabled programs draining cgroups scope blocking_readers max_sockets allowed_risks \
+        "instance enabled programs draining cgroups scope blocking_readers max_sockets splice_observer allowed_risks \
          stats not_accelerated",
+    ),
+    ("explain --port {port}", "instance connections more"),
+    (
+        "assert --enrolled >=0",
+        "holds for waited_seconds claims figures not_accelerated",
     ),
     (
         "dump sockhash",
@@ -846,7 +853,9 @@ fn json_has_the_documented_fields() {
     for _ in 0..3 {
         round_trip(&pair);
     }
+    let port = pair.client.peer_addr().expect("getpeername").port();
     for (words, fields) in FIELDS {
+        let words = &words.replace("{port}", &port.to_string());
         let plain = world.json(words);
         let pretty = world.sh(&format!("{words} -p")).ok();
         assert!(

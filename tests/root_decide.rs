@@ -652,8 +652,8 @@ fn enrolment_pays_where_messages_are_answered() {
         (
             "large ones, never answered",
             |c| c.view.size = 64 << 10,
-            1000,
-            0,
+            10,
+            -320,
         ),
         (
             "the reader is behind",

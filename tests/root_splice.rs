@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::env;
 use std::fmt::Debug;
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -26,6 +27,7 @@ use nix::fcntl::OFlag;
 use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
 use nix::poll::PollFlags;
+use nix::sys::sendfile::sendfile;
 use nix::unistd::pipe2;
 use tempfile::TempDir;
 
@@ -168,8 +170,12 @@ fn pump(from: &TcpStream, to: &TcpStream, polls_first: bool) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Go's relay, built once for all tests of this file.
+/// Go's relay, built once for all tests of this file; already built where the
+/// environment names it, for machines without Go.
 fn go_relay() -> PathBuf {
+    if let Some(built) = env::var_os("SOCKACCEL_TEST_GO_RELAY") {
+        return PathBuf::from(built);
+    }
     static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUILT.get_or_init(|| {
         let dir = TempDir::new().expect("a temporary directory");
@@ -516,6 +522,51 @@ fn the_next_program_at_a_relays_port_is_accelerated() {
     }
 }
 
+/// A client's port may have been a listener's before: what the client does is
+/// not what the program that listened there does.
+#[test]
+fn a_splicing_client_says_nothing_about_who_listened_on_its_port() {
+    let cgroup = Cgroup::new("client-port");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let port = listen(&Options::default())
+        .local_addr()
+        .expect("getsockname");
+    let server = listen(&Options::default());
+    let mut client = Helper::start("splicing_client");
+    client.say(&format!(
+        "{port} {}",
+        server.local_addr().expect("getsockname")
+    ));
+    let accepted = accept(&server, &Options::default());
+    let before = instance.stats();
+    Deadline::seconds(10).until("the client to splice", || {
+        send_all(&accepted, b"s", Deadline::seconds(10));
+        client.say("more?");
+        client.hear() == "spliced"
+    });
+    assert_eq!(instance.stats().delta(&before, "redirected_messages"), 0);
+    // This process listened there, and on this one, and is not that client.
+    warm_up(&instance, &Pair::new());
+}
+
+/// Connects from a port to a server, and splices whatever comes.
+fn splicing_client(channel: &mut Channel) {
+    let line = channel.hear().expect("two addresses");
+    let (from, to) = line.split_once(' ').expect("two addresses");
+    let options = Options {
+        bind: Some(from.parse().expect("an address")),
+        ..Options::default()
+    };
+    let stream = connect(to.parse().expect("an address"), &options);
+    let (_reader, writer) = pipe2(OFlag::O_NONBLOCK).expect("pipe");
+    while channel.hear().is_some() {
+        wait_at_most(&stream, PollFlags::POLLIN, 1000);
+        let moved = splice(&stream, None, &writer, None, 1, SpliceFFlags::empty());
+        channel.say(if moved == Ok(1) { "spliced" } else { "nothing" });
+    }
+}
+
 /// Stuck is one thing, filling the memory another.
 #[test]
 fn a_stuck_relay_stalls_its_sender() {
@@ -547,8 +598,39 @@ fn a_stuck_relay_stalls_its_sender() {
     assert!(sent < TOO_MUCH, "{}", instance.stats().0);
 }
 
+/// sendfile(2) into a pipe is a splice that the tracepoint of splice(2) does not
+/// show. Nothing is lost either way: the reader can recv(2).
+#[test]
+fn sendfile_from_a_socket_is_seen_where_functions_are_traced() {
+    let cgroup = Cgroup::new("sendfile");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    let status = instance.run(&["status", "--json"]).ok().json();
+    let seen = match status["splice_observer"].as_str() {
+        Some("fentry") => true,
+        Some("tracepoint") => false,
+        other => panic!("splice_observer is {other:?}"),
+    };
+
+    let (_out, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).expect("pipe");
+    assert_eq!(
+        sendfile(&into, &pair.server, None, 4096),
+        Err(Errno::EAGAIN)
+    );
+    let before = instance.stats();
+    let deadline = Deadline::seconds(10);
+    send_all(&pair.client, b"hello", deadline);
+    let redirected = instance.stats().delta(&before, "redirected_bytes");
+    assert_eq!(redirected, if seen { 0 } else { 5 });
+    let mut bytes = [0; 5];
+    recv_all(&pair.server, &mut bytes, deadline);
+    assert_eq!(&bytes, b"hello");
+}
+
 #[test]
 #[ignore = "the body of the helper processes"]
 fn helper_process() {
-    helper::main(&[("relay", relay)]);
+    helper::main(&[("relay", relay), ("splicing_client", splicing_client)]);
 }

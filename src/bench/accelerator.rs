@@ -14,47 +14,70 @@ use libbpf_rs::{Link, MapHandle};
 use serde_json::Value;
 
 use super::Error;
+use super::cgroup::Cgroup;
+use crate::output::say;
 use crate::sys::textbook::TextbookSkelBuilder;
 
 /// An instance of sockaccel, disabled in the end.
 #[derive(Debug)]
 pub struct Sockaccel {
     binary: PathBuf,
+    bpffs: PathBuf,
     instance: String,
 }
 
 impl Sockaccel {
-    pub fn enable(binary: &Path, cgroup: &Path) -> Result<Self, Error> {
+    /// Enables an instance for one cgroup, with further options of `enable`.
+    /// Gives what it warned of, too.
+    pub fn enable(
+        binary: &Path,
+        bpffs: &Path,
+        cgroup: &Cgroup,
+        options: &[String],
+    ) -> Result<(Self, Vec<String>), Error> {
         // Made first: what a failed `enable` leaves behind is to be removed, too.
         let this = Self {
             binary: binary.to_owned(),
-            instance: format!("bench-{}", std::process::id()),
+            bpffs: bpffs.to_owned(),
+            instance: format!("bench-{}-{}", std::process::id(), cgroup.name()),
         };
-        this.command(
+        let output = this.command(
             Command::new(binary)
                 .arg("enable")
                 .arg("--cgroup")
-                .arg(cgroup)
+                .arg(cgroup.path())
                 // The two programs of the benchmark do not use it.
-                .args(["--allow", "fionread"]),
+                .args(["--allow", "fionread"])
+                .args(options.iter().filter(|option| !option.is_empty())),
         )?;
-        Ok(this)
+        let warnings = String::from_utf8_lossy(&output.stderr)
+            .lines()
+            .filter_map(|line| line.strip_prefix("sockaccel: ").map(str::to_owned))
+            .collect();
+        Ok((this, warnings))
     }
 
     /// Bytes redirected so far.
     pub fn redirected_bytes(&self) -> Result<u64, Error> {
         let output = self.command(Command::new(&self.binary).args(["stats", "--json"]))?;
-        let stats: Value = serde_json::from_slice(&output.stdout)
-            .map_err(|err| Error::Command(format!("stats --json is no JSON: {err}")))?;
+        let unusable = |why: String| Error::Command {
+            text: format!("stats --json: {why}"),
+            code: None,
+        };
+        let stats: Value =
+            serde_json::from_slice(&output.stdout).map_err(|err| unusable(err.to_string()))?;
         let bytes = &stats["redirected_bytes"];
         bytes
             .as_u64()
             .or_else(|| bytes.as_str()?.parse().ok())
-            .ok_or_else(|| Error::Command("stats --json has no redirected_bytes".to_owned()))
+            .ok_or_else(|| unusable("no redirected_bytes".to_owned()))
     }
 
     fn command(&self, command: &mut Command) -> Result<Output, Error> {
-        command.args(["--instance", &self.instance]);
+        command
+            .args(["--instance", &self.instance])
+            .arg("--bpffs")
+            .arg(&self.bpffs);
         let output = command
             .stdin(Stdio::null())
             .output()
@@ -62,18 +85,18 @@ impl Sockaccel {
         if output.status.success() {
             return Ok(output);
         }
-        Err(Error::Command(format!(
-            "{command:?}: {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        )))
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Error::Command {
+            text: said.trim().trim_start_matches("sockaccel: ").to_owned(),
+            code: output.status.code(),
+        })
     }
 }
 
 impl Drop for Sockaccel {
     fn drop(&mut self) {
         if let Err(err) = self.command(Command::new(&self.binary).args(["disable", "--now"])) {
-            eprintln!("sockaccel: bench: {err}");
+            say(format_args!("sockaccel: {err}"));
         }
     }
 }

@@ -20,6 +20,7 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// From now on.
     pub fn new() -> Result<Self, Error> {
         let set = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
             .into_iter()
@@ -57,15 +58,12 @@ impl Watch {
         while line.last() != Some(&b'\n') {
             self.wait(peer, until)?;
             let mut some = [0; 4096];
-            let stdout = peer.0.stdout.as_mut().expect("stdout is piped");
+            let stdout = peer.child.stdout.as_mut().expect("stdout is piped");
             let got = stdout
                 .read(&mut some)
                 .map_err(|err| Error::io("reading from a child", err))?;
             if got == 0 {
-                return Err(Error::Peer(format!(
-                    "a child ended without an answer: {}",
-                    peer.finish(self, until)?
-                )));
+                return Err(peer.failure(self, until));
             }
             line.extend_from_slice(&some[..got]);
         }
@@ -73,7 +71,7 @@ impl Watch {
     }
 
     fn wait(&self, peer: &Peer, until: Instant) -> Result<(), Error> {
-        let stdout = peer.0.stdout.as_ref().expect("stdout is piped");
+        let stdout = peer.child.stdout.as_ref().expect("stdout is piped");
         let left = until.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let ready = poll(
@@ -86,7 +84,7 @@ impl Watch {
         .map_err(|err| Error::io("poll", err))?;
         self.check()?;
         if ready == 0 {
-            return Err(Error::Peer("a child is stuck".to_owned()));
+            return Err(Error::Sample(format!("the {} is stuck", peer.name)));
         }
         Ok(())
     }
@@ -100,39 +98,77 @@ impl Drop for Watch {
 
 /// A child process, killed and waited for in any case.
 #[derive(Debug)]
-pub struct Peer(Child);
+pub struct Peer {
+    name: &'static str,
+    child: Child,
+}
 
 impl Peer {
-    pub fn start(command: &mut Command) -> Result<Self, Error> {
+    /// Starts it. Its standard input stays open until [`Peer::let_go`].
+    pub fn start(name: &'static str, command: &mut Command) -> Result<Self, Error> {
         let child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|err| Error::io("starting a child", err))?;
-        Ok(Self(child))
+        Ok(Self { name, child })
     }
 
-    pub fn finish(&mut self, watch: &Watch, until: Instant) -> Result<ExitStatus, Error> {
+    /// Closes its standard input: nothing more is to come.
+    pub fn let_go(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Waits for its successful end.
+    pub fn finish(&mut self, watch: &Watch, until: Instant) -> Result<(), Error> {
+        let status = self.ended(watch, until)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.said(status))
+    }
+
+    /// Why it ended, for one that should not have.
+    fn failure(&mut self, watch: &Watch, until: Instant) -> Error {
+        match self.ended(watch, until) {
+            Ok(status) => self.said(status),
+            Err(err) => err,
+        }
+    }
+
+    fn ended(&mut self, watch: &Watch, until: Instant) -> Result<ExitStatus, Error> {
         loop {
             if let Some(status) = self
-                .0
+                .child
                 .try_wait()
                 .map_err(|err| Error::io("waiting for a child", err))?
             {
+                // The signal that ended it may be ours, too.
+                watch.check()?;
                 return Ok(status);
             }
             watch.check()?;
             if Instant::now() >= until {
-                return Err(Error::Peer("a child does not end".to_owned()));
+                return Err(Error::Sample(format!("the {} does not end", self.name)));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    fn said(&mut self, status: ExitStatus) -> Error {
+        let mut text = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            let _ = stderr.read_to_string(&mut text);
+        }
+        let text = text.trim().trim_start_matches("sockaccel: ");
+        Error::Sample(format!("the {} failed ({status}): {text}", self.name))
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

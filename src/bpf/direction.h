@@ -86,7 +86,7 @@ static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 	if (!st)
 		return;
 	before = st->tgid;
-	sa_note_process(st, tgid);
+	sa_note_process(st);
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn)
 		return;

@@ -62,12 +62,12 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
 {
 	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
-
+	const struct proto___sa *prot = sa_load(psk, __sk_common.skc_prot);
 	__u16 *ports = (void *)&st->peer_ports;
 
 	st->peer_sk = peer->sk;
 	st->peer_st = peer->st;
-	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
+	st->pressure = (__u64)sa_load(prot, memory_pressure);
 	ports[0] = bpf_htons(peer->tuple.remote_port);
 	ports[1] = peer->tuple.local_port;
 	st->peer_cookie = peer->cookie;
@@ -128,8 +128,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 			return;
 	}
 	peer = sa_cast(st->peer_sk, tcp_sock___sa);
-	if ((__u64)((const struct sock___sa *)peer)->__sk_common.skc_cookie.counter !=
-	    st->peer_cookie)
+	if (sa_cookie_of((const void *)peer) != st->peer_cookie)
 		return;
 	theirs = sa_judge(peer, conf);
 	if (theirs && theirs != SA_READER_UNKNOWN) {

@@ -305,7 +305,7 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 		__builtin_memset(st, 0, sizeof(*st));
 		st->reused = 1;
 	}
-	sa_note_process(st, bpf_get_current_pid_tgid() >> 32);
+	sa_note_process(st);
 }
 
 /*

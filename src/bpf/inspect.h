@@ -14,7 +14,7 @@
 /* The psock of an enrolled socket, else NULL. */
 static __always_inline struct sk_psock___sa *sa_psock(const struct sock___sa *sk)
 {
-	__u64 data = (__u64)sk->sk_user_data;
+	__u64 data = (__u64)sa_load(sk, sk_user_data);
 
 	if (!(data & SA_USER_DATA_PSOCK))
 		return NULL;
@@ -25,7 +25,7 @@ static __always_inline bool sa_queue_empty(const struct sk_psock___sa *psock)
 {
 	const void *head = (const void *)psock + bpf_core_field_offset(psock->ingress_msg);
 
-	return (const void *)psock->ingress_msg.next == head;
+	return (const void *)sa_load(psock, ingress_msg.next) == head;
 }
 
 /* Walks the queue as far as `limit` messages; only where it is worth a walk. */
@@ -33,15 +33,15 @@ static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, 
 					     __u64 *bytes)
 {
 	__u64 head = (__u64)psock + bpf_core_field_offset(psock->ingress_msg);
-	__u64 at = (__u64)psock->ingress_msg.next;
+	__u64 at = (__u64)sa_load(psock, ingress_msg.next);
 	__u32 n;
 
 	for (n = 0; n < limit && at && at != head; n++) {
 		const struct sk_msg___sa *m =
 			sa_cast(at - bpf_core_field_offset(struct sk_msg___sa, list), sk_msg___sa);
 
-		*bytes += m->sg.size;
-		at = (__u64)m->list.next;
+		*bytes += sa_load(m, sg.size);
+		at = (__u64)sa_load(m, list.next);
 	}
 	return n;
 }
@@ -60,7 +60,7 @@ static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st)
 /* The map's link and the running call hold one reference each. */
 static __always_inline bool sa_alone(const struct sk_psock___sa *psock)
 {
-	return psock->refcnt.refs.counter == 2;
+	return sa_load(psock, refcnt.refs.counter) == 2;
 }
 
 /* tcp_enter_memory_pressure() sets the word that sa_adopt_peer() found. */
@@ -79,11 +79,11 @@ static __always_inline bool sa_own_can_send(const struct sock___sa *sk)
 
 static __always_inline bool sa_peer_can_read(const struct sock___sa *sk)
 {
-	__u8 state = sk->__sk_common.skc_state;
+	__u8 state = sa_load(sk, __sk_common.skc_state);
 
 	return (state == SA_TCP_ESTABLISHED || state == SA_TCP_CLOSE_WAIT ||
 		state == SA_TCP_FIN_WAIT1 || state == SA_TCP_FIN_WAIT2) &&
-	       !(sk->sk_shutdown & SA_RCV_SHUTDOWN);
+	       !(sa_load(sk, sk_shutdown) & SA_RCV_SHUTDOWN);
 }
 
 static __always_inline void sa_against(struct sa_view *v, __u32 why)
@@ -108,7 +108,7 @@ static __always_inline void sa_force(struct sa_view *v, __u32 why)
 
 static __always_inline bool sa_contended(struct sa_sock *st, const struct sock___sa *psk)
 {
-	if (psk->sk_lock.owned) {
+	if (sa_load(psk, sk_lock.owned)) {
 		if (st->contended < 2 * SA_CONTENDED_LIMIT)
 			st->contended += SA_CONTENDED_STEP;
 	} else if (st->contended) {
@@ -129,24 +129,24 @@ static __always_inline bool sa_contended(struct sa_sock *st, const struct sock__
 static __always_inline bool sa_sleeps_in_tcp(const struct sock___sa *psk)
 {
 	const struct sk_psock___sa *psock = sa_psock(psk);
-	const struct socket_wq___sa *wq = psk->sk_wq;
+	const struct socket_wq___sa *wq = sa_load(psk, sk_wq);
 	__u64 head, at;
 	__s32 sleepers = 0;
 
 	if (!psock || !wq)
 		return true;
 	head = (__u64)wq + bpf_core_field_offset(wq->wait.head);
-	at = (__u64)wq->wait.head.next;
+	at = (__u64)sa_load(wq, wait.head.next);
 	for (__u32 n = 0; n < SA_SLEEPERS && at && at != head; n++) {
 		const struct wait_queue_entry___sa *entry =
 			sa_cast(at - bpf_core_field_offset(struct wait_queue_entry___sa, entry),
 				wait_queue_entry___sa);
 
-		if (!&woken_wake_function || entry->func == &woken_wake_function)
+		if (!&woken_wake_function || sa_load(entry, func) == &woken_wake_function)
 			sleepers++;
-		at = (__u64)entry->entry.next;
+		at = (__u64)sa_load(entry, entry.next);
 	}
-	return sleepers > psock->refcnt.refs.counter - 1;
+	return sleepers > sa_load(psock, refcnt.refs.counter) - 1;
 }
 
 /* What is looked at before a promotion only: options that are set later come
@@ -157,11 +157,11 @@ static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct soc
 					    const struct tcp_sock___sa *peer)
 {
 	const struct sock___sa *psk = (const void *)peer;
-	const struct socket___sa *socket = psk->sk_socket;
+	const struct socket___sa *socket = sa_load(psk, sk_socket);
 
-	if (!socket || sa_options(peer) || psk->sk_data_ready != own->sk_data_ready)
+	if (!socket || sa_options(peer) || sa_load(psk, sk_data_ready) != own->sk_data_ready)
 		return false;
-	st->peer_file = (__u64)socket->file;
+	st->peer_file = (__u64)sa_load(socket, file);
 	if (!st->peer_file)
 		return false;
 	return !sa_sleeps_in_tcp(psk);
@@ -196,25 +196,26 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	const struct tcp_sock___sa *peer = sa_cast(st->peer_sk, tcp_sock___sa);
 	const struct sock___sa *psk = (const void *)peer;
 	const struct sk_psock___sa *psock = sa_psock(own);
+	const struct file___sa *file;
 
 	v->answered = sa_answered(st);
 	v->write_seq = tp->write_seq;
 	v->alone = psock && sa_alone(psock);
 	if (!sa_own_can_send(own))
 		return sa_force(v, SA_WHY_OWN_STATE);
-	if ((__u64)psk->__sk_common.skc_cookie.counter != st->peer_cookie)
+	if (sa_cookie_of(psk) != st->peer_cookie)
 		return sa_force(v, SA_WHY_PEER_STATE);
 	/* Gone at close(2), too: behind this the file is the peer's. */
 	psock = sa_psock(psk);
 	if (!psock)
 		return sa_force(v, SA_WHY_MISSED);
-	if (!sa_peer_can_read(psk) || psk->__sk_common.skc_portpair != st->peer_ports)
+	if (!sa_peer_can_read(psk) || sa_load(psk, __sk_common.skc_portpair) != st->peer_ports)
 		return sa_force(v, SA_WHY_PEER_STATE);
 
 	v->queue_empty = sa_queue_empty(psock);
 	v->budget_bytes = conf->budget_bytes;
 	if (!v->queue_empty) {
-		__u32 quarter = (__u32)psk->sk_rcvbuf / 4;
+		__u32 quarter = (__u32)sa_load(psk, sk_rcvbuf) / 4;
 
 		if (quarter < v->budget_bytes)
 			v->budget_bytes = quarter;
@@ -228,14 +229,14 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	if (sa_contended(st, psk))
 		return sa_against(v, SA_WHY_CONTENDED);
 	if (st->path != SA_PATH_REDIRECT) {
-		v->copied_seq = peer->copied_seq;
+		v->copied_seq = sa_load(peer, copied_seq);
 		if (v->copied_seq == st->first_seq)
 			return;
 		if (!sa_fit_to_start(st, own, peer))
 			return sa_against(v, SA_WHY_READER);
 	}
-	if (!conf->blocking &&
-	    !(sa_cast(st->peer_file, file___sa)->f_flags & SA_O_NONBLOCK))
+	file = sa_cast(st->peer_file, file___sa);
+	if (!conf->blocking && !(sa_load(file, f_flags) & SA_O_NONBLOCK))
 		return sa_against(v, SA_WHY_READER);
 	if (sa_under_pressure(st))
 		return sa_against(v, SA_WHY_PRESSURE);

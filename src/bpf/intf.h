@@ -279,6 +279,8 @@ struct sa_listener {
 	__u32 tgid; /* of the process that called listen(2), 0 unknown */
 	__u32 pad;
 	__u64 start_time; /* of that process: ns since boot */
+	__u64 sk; /* address of the listener, believed only with its cookie */
+	__u64 cookie;
 };
 
 /* Of sa_servers: where a client connects to. */

@@ -222,6 +222,7 @@ enum sock_flags___sa {
 #define SA_TCP_FIN_WAIT2 5
 #define SA_TCP_CLOSE 7
 #define SA_TCP_CLOSE_WAIT 8
+#define SA_TCP_LISTEN 10
 
 /* include/linux/sched.h: a bit, TASK_FREEZABLE may come with it */
 #define SA_TASK_INTERRUPTIBLE 1
@@ -245,14 +246,44 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 /*
  * A foreign kernel object as a typed pointer whose loads are checked by the
  * exception table: a freed or wrong one reads as garbage or 0, never faults.
+ * Before 6.2 it is a number, so nothing but sa_load() may follow it.
  */
-#define sa_cast(addr, type) \
-	((struct type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(struct type)))
+#define sa_cast(addr, type)                                                                        \
+	((struct type *)(bpf_ksym_exists(bpf_rdonly_cast) ?                                        \
+				 bpf_rdonly_cast((const void *)(addr),                             \
+						 bpf_core_type_id_kernel(struct type)) :           \
+				 (void *)(addr)))
 
-/* A word somewhere: the cast takes structs only, and this one begins with a number. */
+/* A field of what sa_cast() gave; before 6.2 a helper reads it. */
+#define sa_load(obj, field) \
+	(bpf_ksym_exists(bpf_rdonly_cast) ? (obj)->field : BPF_CORE_READ(obj, field))
+#define sa_load_bits(obj, field)                                            \
+	(bpf_ksym_exists(bpf_rdonly_cast) ? BPF_CORE_READ_BITFIELD(obj, field) : \
+					    BPF_CORE_READ_BITFIELD_PROBED(obj, field))
+
+/* A program's own socket for sa_cast(): its pointer is no number to begin with. */
+static __always_inline __u64 sa_address(struct bpf_sock *sk)
+{
+	__u64 address = (__u64)sk;
+
+	if (!bpf_ksym_exists(bpf_rdonly_cast))
+		bpf_probe_read_kernel(&address, sizeof(address), &sk);
+	return address;
+}
+
+static __always_inline __u64 sa_cookie_of(const struct sock___sa *sk)
+{
+	return sa_load(sk, __sk_common.skc_cookie.counter);
+}
+
+/* A word somewhere: before 6.16 the cast takes only structs; this one begins with
+ * a number.
+ */
 static __always_inline __u64 sa_word(__u64 addr)
 {
-	return sa_cast(addr, timespec64___sa)->tv_sec;
+	const struct timespec64___sa *word = sa_cast(addr, timespec64___sa);
+
+	return sa_load(word, tv_sec);
 }
 
 #endif

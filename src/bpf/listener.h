@@ -34,8 +34,7 @@ static __always_inline bool sa_listener_blocks(const struct sa_listening *listen
 	if (!listening)
 		return true;
 	listener = sa_cast(listening->sk, tcp_sock___sa);
-	if ((__u64)((const struct sock___sa *)listener)->__sk_common.skc_cookie.counter !=
-	    listening->cookie)
+	if (sa_cookie_of((const void *)listener) != listening->cookie)
 		return true;
 	return sa_blocking(listener) != SA_REASON_NONE;
 }
@@ -89,6 +88,8 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 	listening.start_time = task->group_leader->start_boottime;
 	fresh.tgid = listening.tgid;
 	fresh.start_time = listening.start_time;
+	fresh.sk = listening.sk;
+	fresh.cookie = listening.cookie;
 	bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_ANY);
 	bpf_sk_storage_get(&sa_listening, sk, &listening, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }

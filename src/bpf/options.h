@@ -80,7 +80,7 @@ static __always_inline bool sa_option_off(struct bpf_sockopt *ctx)
 
 static __always_inline bool sa_still_enrolled(struct bpf_sock *sk)
 {
-	return sa_psock(sa_cast(sk, sock___sa));
+	return sa_psock(sa_cast(sa_address(sk), sock___sa));
 }
 
 #endif

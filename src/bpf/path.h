@@ -79,6 +79,11 @@ static __always_inline bool sa_is_stream(const struct sa_sock *st, const struct 
 	return conf->stream_limit && st->lost >= conf->stream_limit;
 }
 
+static __always_inline void sa_saved(struct sa_sock *st, __u32 points)
+{
+	st->lost -= st->lost < points ? st->lost : points;
+}
+
 /*
  * Does enrolment pay? A message on the stack costs an enrolled sender a copy and
  * a program, and small ones that nobody answers TCP would have coalesced. What
@@ -95,10 +100,12 @@ static __always_inline void sa_weigh(struct sa_sock *st, const struct sa_view *v
 			st->lost += 1 + (v->size >> 12);
 		return;
 	}
-	if (st->unanswered > SA_PIPELINE && v->size < SA_BULK)
+	if (v->size >= SA_BULK)
+		sa_saved(st, v->size >> 11);
+	else if (v->answered)
+		sa_saved(st, 4);
+	else if (st->unanswered > SA_PIPELINE)
 		st->lost++;
-	else if (v->answered && st->lost)
-		st->lost -= st->lost < 4 ? st->lost : 4;
 }
 
 /*

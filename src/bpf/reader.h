@@ -9,7 +9,7 @@
 
 static __always_inline bool sa_sock_flag(const struct sock___sa *sk, __u64 bit)
 {
-	return sk->__sk_common.skc_flags >> (bit & 63) & 1;
+	return sa_load(sk, __sk_common.skc_flags) >> (bit & 63) & 1;
 }
 
 /*
@@ -20,26 +20,26 @@ static __always_inline __u32 sa_options(const struct tcp_sock___sa *tp)
 {
 	const struct sock___sa *sk = (const void *)tp;
 
-	if (tp->inet_conn.icsk_ulp_ops)
+	if (sa_load(tp, inet_conn.icsk_ulp_ops))
 		return SA_REASON_ULP;
-	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+	if (bpf_core_field_exists(tp->is_mptcp) && sa_load(tp, is_mptcp))
 		return SA_REASON_ULP;
-	if (sk->sk_rcvlowat > 1)
+	if (sa_load(sk, sk_rcvlowat) > 1)
 		return SA_REASON_RCVLOWAT;
-	if (BPF_CORE_READ_BITFIELD(tp, recvmsg_inq))
+	if (sa_load_bits(tp, recvmsg_inq))
 		return SA_REASON_TCP_INQ;
 	if (sa_sock_flag(sk, bpf_core_enum_value(enum sock_flags___sa, SOCK_ZEROCOPY___sa)))
 		return SA_REASON_ZEROCOPY;
-	if (sk->sk_peek_off >= 0)
+	if (sa_load(sk, sk_peek_off) >= 0)
 		return SA_REASON_PEEK_OFF;
-	if (sk->sk_tsflags ||
+	if (sa_load(sk, sk_tsflags) ||
 	    sa_sock_flag(sk, bpf_core_enum_value(enum sock_flags___sa, SOCK_RCVTSTAMP___sa)))
 		return SA_REASON_TIMESTAMPING;
-	if (sk->sk_max_pacing_rate != ~0UL)
+	if (sa_load(sk, sk_max_pacing_rate) != ~0UL)
 		return SA_REASON_PACING;
-	if (BPF_CORE_READ_BITFIELD(tp, repair))
+	if (sa_load_bits(tp, repair))
 		return SA_REASON_REPAIR;
-	if (BPF_CORE_READ_BITFIELD(sk, sk_kern_sock))
+	if (sa_load_bits(sk, sk_kern_sock))
 		return SA_REASON_KERNEL_SOCKET;
 	return SA_REASON_NONE;
 }
@@ -50,15 +50,15 @@ static __always_inline __u32 sa_options(const struct tcp_sock___sa *tp)
 static __always_inline __u32 sa_blocking(const struct tcp_sock___sa *tp)
 {
 	const struct sock___sa *sk = (const void *)tp;
-	const struct socket___sa *socket = sk->sk_socket;
+	const struct socket___sa *socket = sa_load(sk, sk_socket);
 	const struct file___sa *file;
 
 	if (!socket)
 		return SA_READER_UNKNOWN;
-	file = socket->file;
+	file = sa_load(socket, file);
 	if (!file)
 		return SA_READER_UNKNOWN;
-	return file->f_flags & SA_O_NONBLOCK ? SA_REASON_NONE : SA_REASON_BLOCKING_READER;
+	return sa_load(file, f_flags) & SA_O_NONBLOCK ? SA_REASON_NONE : SA_REASON_BLOCKING_READER;
 }
 
 /* All of it, as far as it is known. */

@@ -36,10 +36,10 @@ static __always_inline void sa_on_disconnect(struct sa_sock *st)
 static __always_inline bool sa_still_held(struct bpf_sock *sk)
 {
 	const struct sa_sock *st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
-	const struct sk_psock___sa *psock = sa_psock(sa_cast(sk, sock___sa));
+	const struct sk_psock___sa *psock = sa_psock(sa_cast(sa_address(sk), sock___sa));
 
 	/* Where tcp_disconnect() went unseen (both ends shut, a reset), the map still has it. */
-	return st && st->cookie && psock && psock->refcnt.refs.counter > !st->disconnected;
+	return st && st->cookie && psock && sa_load(psock, refcnt.refs.counter) > !st->disconnected;
 }
 
 #endif

@@ -192,7 +192,23 @@ struct sa_sys_enter {
 SEC("tracepoint/syscalls/sys_enter_splice")
 int sa_splice(struct sa_sys_enter *ctx)
 {
-	sa_saw_splice(ctx->args[0]);
+	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
+
+	sa_saw_splice(task, sa_spliced_socket(task, ctx->args[0]));
+	return 0;
+}
+
+/*
+ * The same where the kernel's functions may be traced. It needs no descriptor, so
+ * it also sees io_uring, sendfile(2), and a descriptor that changes hands meanwhile.
+ */
+SEC("?fentry/tcp_splice_read")
+int sa_splice_read(__u64 *ctx)
+{
+	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
+	const struct socket___sa *socket = (const void *)ctx[0];
+
+	sa_saw_splice(task, BPF_CORE_READ(socket, sk));
 	return 0;
 }
 

@@ -24,15 +24,15 @@ static __always_inline bool sa_listens_for_splicers(__u32 tgid, __u64 start_time
 }
 
 /* Notes which process uses the socket: the one that runs now. */
-static __always_inline void sa_note_process(struct sa_sock *st, __u32 tgid)
+static __always_inline void sa_note_process(struct sa_sock *st)
 {
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
 
-	st->tgid = tgid;
+	st->tgid = task->tgid;
 	st->start_time = task->group_leader->start_boottime;
 }
 
-/* The socket behind a descriptor of the current process, if it is enrolled. */
+/* The TCP socket behind a descriptor of the current process. */
 static __always_inline const struct sock___sa *sa_spliced_socket(const struct task_struct___sa *task,
 								 __u32 fd)
 {
@@ -51,9 +51,7 @@ static __always_inline const struct sock___sa *sa_spliced_socket(const struct ta
 		return NULL;
 	socket = BPF_CORE_READ(file, private_data);
 	sk = BPF_CORE_READ(socket, sk);
-	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return NULL;
-	return (__u64)BPF_CORE_READ(sk, sk_user_data) & SA_USER_DATA_PSOCK ? sk : NULL;
+	return sk && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP ? sk : NULL;
 }
 
 static __always_inline void sa_process_seen(__u32 tgid, __u64 start_time, bool by_child)
@@ -65,6 +63,14 @@ static __always_inline void sa_process_seen(__u32 tgid, __u64 start_time, bool b
 	if (known && known->start_time == start_time && known->by_child <= by_child)
 		return;
 	bpf_map_update_elem(&sa_splicers, &tgid, &splicer, BPF_ANY);
+}
+
+static __always_inline bool sa_listens(const struct sa_listener *known)
+{
+	const struct sock_common___sa *skc = (const void *)known->sk;
+
+	return BPF_CORE_READ(skc, skc_cookie.counter) == known->cookie &&
+	       BPF_CORE_READ(skc, skc_state) == SA_TCP_LISTEN;
 }
 
 /*
@@ -84,19 +90,24 @@ static __always_inline void sa_listener_splices(const struct sock___sa *sk)
 		bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_NOEXIST);
 		return;
 	}
+	/* A client may have got the port of a program that listens no more. */
+	if (known->cookie && !sa_listens(known))
+		return;
 	known->splicing = 1;
 	if (known->tgid)
 		sa_process_seen(known->tgid, known->start_time, true);
 }
 
 /* Marks the socket, its listener and its process; every direction looks again. */
-static __always_inline void sa_saw_splice(__u32 fd)
+static __always_inline void sa_saw_splice(const struct task_struct___sa *task,
+					  const struct sock___sa *sk)
 {
-	const struct task_struct___sa *task = (const void *)bpf_get_current_task();
-	const struct sock___sa *sk = sa_spliced_socket(task, fd);
 	const struct sa_config *conf = sa_conf();
 
 	if (!sk || !conf || conf->without_observer)
+		return;
+	/* Enrolled? */
+	if (!((__u64)BPF_CORE_READ(sk, sk_user_data) & SA_USER_DATA_PSOCK))
 		return;
 	sa_process_seen(BPF_CORE_READ(task, tgid), BPF_CORE_READ(task, group_leader, start_boottime),
 			false);

@@ -33,7 +33,7 @@ static __always_inline const struct sock___sa *sa_peer(const struct sa_sock *st)
 {
 	const struct sock___sa *psk = sa_cast(st->peer_sk, sock___sa);
 
-	return (__u64)psk->__sk_common.skc_cookie.counter == st->peer_cookie ? psk : NULL;
+	return sa_cookie_of(psk) == st->peer_cookie ? psk : NULL;
 }
 
 /* No send of the peer is running, and nothing it redirected here is unread. */
@@ -42,7 +42,7 @@ static __always_inline bool sa_nothing_comes(const struct sock___sa *own,
 {
 	const struct sk_psock___sa *theirs = sa_psock(psk), *mine;
 
-	if (theirs && theirs->refcnt.refs.counter != 1)
+	if (theirs && sa_load(theirs, refcnt.refs.counter) != 1)
 		return false;
 	mine = sa_psock(own);
 	return mine && sa_queue_empty(mine);

@@ -23,7 +23,7 @@ static __always_inline __u32 sa_judge_side(const struct sa_side *side,
 {
 	const struct tcp_sock___sa *tp = sa_cast(side->sk, tcp_sock___sa);
 
-	if ((__u64)((const struct sock___sa *)tp)->__sk_common.skc_cookie.counter != side->cookie)
+	if (sa_cookie_of((const void *)tp) != side->cookie)
 		return SA_READER_UNKNOWN;
 	return sa_judge(tp, conf);
 }

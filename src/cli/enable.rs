@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Change, Instance, Settings};
+use crate::state::{Change, Instance, Observer, Settings};
 
 type Ports = std::ops::RangeInclusive<u16>;
 
@@ -25,12 +25,19 @@ pub struct Args {
     /// A cgroup v2 whose processes' connections to accelerate
     #[arg(long = "cgroup", value_name = "PATH", required = true)]
     cgroups: Vec<PathBuf>,
-    /// What to do with programs that read from blocking sockets [default: skip]
-    #[arg(long, value_name = "WHAT")]
-    blocking_readers: Option<Blocking>,
     /// Any paired local peer, or only destinations that are endpoints [default: local]
     #[arg(long, value_name = "SCOPE")]
     scope: Option<Scope>,
+    #[command(flatten)]
+    tuning: Tuning,
+}
+
+/// What `enable` and `run` have in common: which connections, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Tuning {
+    /// What to do with programs that read from blocking sockets [default: skip]
+    #[arg(long, value_name = "WHAT")]
+    blocking_readers: Option<Blocking>,
     /// Only connections to these server ports
     #[arg(long = "port", value_name = "PORT[-PORT]", value_parser = addr::ports, value_delimiter = ',')]
     ports: Vec<Ports>,
@@ -48,7 +55,7 @@ pub struct Args {
     max_sockets: Option<u32>,
     /// Accept a risk that enable refuses by default
     #[arg(long, value_name = "RISK", value_delimiter = ',')]
-    allow: Vec<Risk>,
+    pub allow: Vec<Risk>,
     /// Messages that may wait in a redirect queue [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     budget_messages: Option<u32>,
@@ -64,6 +71,9 @@ pub struct Args {
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
+    /// The splice observer's form, instead of the better one that the kernel allows
+    #[arg(long, value_name = "FORM", hide = true)]
+    splice_observer: Option<Observer>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -98,6 +108,19 @@ enum Rule {
 
 impl Args {
     fn settings(&self) -> Settings {
+        Settings {
+            scope: self.scope.map(|scope| match scope {
+                Scope::Local => SCOPE_LOCAL,
+                Scope::Endpoints => SCOPE_ENDPOINTS,
+            }),
+            ..self.tuning.settings()
+        }
+    }
+}
+
+impl Tuning {
+    /// As the instance takes them; the risks are for the caller to ask about.
+    pub fn settings(&self) -> Settings {
         let each = |ranges: &[Ports], filter| -> Vec<(u16, u8)> {
             ranges
                 .iter()
@@ -113,10 +136,7 @@ impl Args {
             blocking: self
                 .blocking_readers
                 .map(|b| matches!(b, Blocking::Accelerate)),
-            scope: self.scope.map(|scope| match scope {
-                Scope::Local => SCOPE_LOCAL,
-                Scope::Endpoints => SCOPE_ENDPOINTS,
-            }),
+            scope: None,
             budget_messages: self.budget_messages,
             budget_bytes: self.budget_bytes,
             stream_limit: self.stream_limit,
@@ -136,6 +156,7 @@ impl Args {
             .concat(),
             without_company_rule: self.without.contains(&Rule::CompanyRule),
             without_observer: self.without.contains(&Rule::Observer),
+            observer: self.splice_observer,
         }
     }
 }
@@ -167,7 +188,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 fn accepted(context: &Context, args: &Args) -> Result<u32> {
     let mut allowed = [
         Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
-        args.allow.clone(),
+        args.tuning.allow.clone(),
     ]
     .concat();
     if let Ok(instance) = Instance::open(&context.place) {

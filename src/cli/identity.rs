@@ -128,8 +128,8 @@ fn find(identities: &Table<Cidr, u32>, key: Cidr) -> Result<Option<u32>> {
         .map(|(_, identity)| identity))
 }
 
-/// The same steps as `sa_identity()` of src/bpf/policy.h.
-fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
+/// The identity of an address and what gives it: the same steps as `sa_identity()` of src/bpf/policy.h.
+pub fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
     let key = Addr::from(addr);
     let endpoint: Option<Endpoint> = instance.table("sa_endpoints")?.get(&key)?;
     if let Some(endpoint) = endpoint.filter(|e| e.identity > 0) {

@@ -2,22 +2,26 @@
 //! verbs change what runs.
 
 mod addr;
+mod assert;
 mod disable;
 mod dump;
 mod enable;
 mod endpoint;
 mod entry;
+mod explain;
 mod identity;
 mod policy;
+mod reasons;
+mod run;
 mod service;
 mod stats;
 mod status;
 mod upgrade;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::bench;
 use crate::error::{Error, Result};
@@ -48,7 +52,8 @@ struct Global {
     #[arg(short, long, global = true)]
     pretty: bool,
     /// The instance to work on
-    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_INSTANCE)]
+    #[arg(long, global = true, value_name = "NAME", env = run::VARIABLE, hide_env = true,
+          default_value = DEFAULT_INSTANCE)]
     instance: String,
     /// The bpffs that holds the instances
     #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR)]
@@ -66,11 +71,17 @@ enum Command {
     Disable(disable::Args),
     /// Replace the programs that run by those of this version
     Upgrade(upgrade::Args),
+    /// Run a command, accelerate what it and its children do among themselves
+    Run(run::Args),
     /// Whether it runs, and why connections are not accelerated
     Status,
     /// Counters
     #[command(visible_alias = "stat")]
     Stats,
+    /// Why a connection is accelerated or not, rule by rule
+    Explain(explain::Args),
+    /// Fail unless the figures are as they should be, for scripts
+    Assert(assert::Args),
     /// Raw contents of a table
     #[command(subcommand)]
     Dump(dump::What),
@@ -87,10 +98,34 @@ enum Command {
     #[command(subcommand, visible_alias = "policies")]
     Policy(policy::Verb),
     /// How much faster it is here, as ratios to plain TCP
-    Bench(bench::Options),
+    Bench(Box<bench::Options>),
     /// One of the two programs of a benchmark
     #[command(name = bench::PEER_COMMAND, hide = true)]
     BenchPeer(bench::PeerOptions),
+}
+
+impl Command {
+    fn failed(&self, error: Error) -> Error {
+        match self {
+            Self::Run(_) => run::failed(error),
+            _ => error,
+        }
+    }
+}
+
+/// Exit status of a command line that makes no sense.
+pub const USAGE: u8 = 2;
+
+/// Exit status of `run` where it fails itself, also for its command line: others
+/// are its command's.
+pub const RUN_FAILED: u8 = 125;
+
+/// Whether a command line that could not be parsed is one of `run`.
+pub fn asks_for_run(args: &[OsString]) -> bool {
+    Cli::command()
+        .ignore_errors(true)
+        .try_get_matches_from(args)
+        .is_ok_and(|matches| matches.subcommand_name() == Some("run"))
 }
 
 /// Whether a command line that could not be parsed asks for JSON: its error is
@@ -124,34 +159,40 @@ impl Cli {
         self.global.json || self.global.pretty
     }
 
-    /// Runs the command.
-    pub fn run(self) -> Result<()> {
+    /// Runs the command, and gives the exit status: that of the command that
+    /// `run` ran, else 0.
+    pub fn run(self) -> Result<u8> {
         let context = Context {
             output: Output {
                 json: self.json(),
                 pretty: self.global.pretty,
                 bold: output::bold(self.global.color),
             },
-            place: Place::new(&self.global.instance, &self.global.bpffs)?,
+            place: Place::new(&self.global.instance, &self.global.bpffs)
+                .map_err(|e| self.command.failed(e))?,
         };
         match self.command {
+            Command::Run(args) => return run::run(&context, &args),
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
             Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Status => status::run(&context),
             Command::Stats => stats::run(&context),
+            Command::Explain(args) => explain::run(&context, &args),
+            Command::Assert(args) => assert::run(&context, &args),
             Command::Dump(what) => dump::run(&context, what),
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),
             Command::Service(verb) => service::run(&context, &verb),
             Command::Bench(mut options) => {
-                options.json = context.output.json;
-                Ok(bench::run(&options)?)
+                options.bpffs.clone_from(&context.place.bpffs);
+                bench::run(&options, context.output)
             }
             Command::BenchPeer(options) => {
                 bench::run_peer(&options).map_err(|e| Error::os("take part in", "the benchmark", e))
             }
             Command::Policy(verb) => policy::run(&context, &verb),
         }
+        .map(|()| 0)
     }
 }

@@ -191,11 +191,7 @@ impl Row {
             },
             protocol: if key.proto == 0 { "any" } else { "tcp" },
             port: (key.port > 0).then_some(key.port),
-            verdict: match policy.verdict {
-                VERDICT_ALLOW => "allow".to_owned(),
-                port if port > 0 => format!("proxy:{port}"),
-                _ => "deny".to_owned(),
-            },
+            verdict: verdict(policy),
             evaluations: policy.evaluations,
         }
     }
@@ -348,7 +344,52 @@ fn count(rules: &Rules, key: &PolicyKey) -> Result<usize> {
         .count())
 }
 
-fn describe(key: &PolicyKey) -> String {
+/// The rule that decides, and its tier: 1 to 6 as in `policy add --help`, 7 for the
+/// default. The same steps as `sa_policy_lookup()` of src/bpf/policy.h.
+pub fn lookup(
+    rules: &Table<PolicyKey, Policy>,
+    endpoint: Addr,
+    direction: u8,
+    identity: u32,
+    port: u16,
+) -> Result<Option<(u32, PolicyKey, Policy)>> {
+    for tier in 1..=7_u32 {
+        let default = tier == 7;
+        let key = PolicyKey {
+            endpoint,
+            identity: if tier % 2 == 1 && !default {
+                identity
+            } else {
+                IDENTITY_ANY
+            },
+            port: if tier <= 2 { port } else { 0 },
+            proto: if tier <= 4 { IPPROTO_TCP } else { 0 },
+            direction,
+            kind: if default {
+                POLICY_DEFAULT_DENY
+            } else {
+                POLICY_RULE
+            },
+            pad: [0; 3],
+        };
+        if let Some(rule) = rules.get(&key)? {
+            return Ok(Some((tier, key, rule)));
+        }
+    }
+    Ok(None)
+}
+
+/// `allow`, `deny` or `proxy:PORT`
+pub fn verdict(policy: &Policy) -> String {
+    match policy.verdict {
+        VERDICT_ALLOW => "allow".to_owned(),
+        port if port > 0 => format!("proxy:{port}"),
+        _ => "deny".to_owned(),
+    }
+}
+
+/// A rule in words.
+pub fn describe(key: &PolicyKey) -> String {
     let row = Row::new(
         key,
         &Policy {

@@ -2,16 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::reasons::{self, Reason, TOP};
 use super::{Context, disable, stats};
 use crate::doctor::Risk;
 use crate::error::Result;
 use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
 use crate::maps::{Stats, sockets};
-use crate::outcome::{Outcome, REASONS, WHYS};
 use crate::state::{self, Attached, Instance, cgroup};
-
-/// Reasons that are told at most.
-const TOP: usize = 5;
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
@@ -20,7 +17,7 @@ pub fn run(context: &Context) -> Result<()> {
     let attached = instance.attached()?;
     let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
-    let reasons = top(&counters);
+    let reasons = reasons::top(&counters);
     let value = json!({
         "instance": instance.name(),
         "enabled": config.enabled != 0,
@@ -30,6 +27,7 @@ pub fn run(context: &Context) -> Result<()> {
         "scope": scope(&config),
         "blocking_readers": blocking(&config),
         "max_sockets": instance.max_sockets()?,
+        "splice_observer": instance.observer(),
         "allowed_risks": Risk::from_bits(config.allow).collect::<Vec<_>>(),
         "stats": stats::to_json(&counters),
         "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
@@ -107,59 +105,6 @@ fn cgroup_text(cgroup: &Attached) -> String {
     }
 }
 
-/// One reason with how often, in a sentence.
-struct Reason {
-    outcome: Outcome,
-    count: u64,
-    unit: &'static str,
-}
-
-impl Reason {
-    fn to_json(&self) -> Value {
-        json!({
-            "reason": self.outcome.name,
-            "count": self.count,
-            "unit": self.unit,
-            "text": self.outcome.text,
-            "remedy": self.outcome.remedy,
-        })
-    }
-}
-
-/// The most frequent reasons: first what keeps whole connections out, then
-/// what keeps messages of enrolled ones on the stack.
-fn top(stats: &Stats) -> Vec<Reason> {
-    let out: Vec<u64> = stats
-        .skipped
-        .iter()
-        .zip(&stats.ejected)
-        .map(|(skipped, ejected)| skipped + ejected)
-        .collect();
-    [
-        most(&out, REASONS, "sockets"),
-        most(&stats.stack_why, WHYS, "messages"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-fn most(counts: &[u64], outcomes: &[Outcome], unit: &'static str) -> Vec<Reason> {
-    let mut reasons: Vec<Reason> = counts
-        .iter()
-        .zip(outcomes)
-        .filter(|(count, _)| **count > 0)
-        .map(|(count, outcome)| Reason {
-            outcome: *outcome,
-            count: *count,
-            unit,
-        })
-        .collect();
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
-    reasons.truncate(TOP);
-    reasons
-}
-
 /// Whose programs run.
 fn programs(config: &Config) -> &'static str {
     match config.build {
@@ -229,24 +174,11 @@ fn to_text(
         stats.redirected_bytes,
         stats.redirected_bytes + stats.stack_bytes,
     ));
-    for reason in reasons {
-        let mut line = if reason.unit == "sockets" {
-            format!(
-                "{} sockets are not accelerated: {}",
-                reason.count, reason.outcome.text
-            )
-        } else {
-            format!(
-                "{} messages of enrolled sockets went by the stack: {}",
-                reason.count, reason.outcome.text
-            )
-        };
-        if !reason.outcome.remedy.is_empty() {
-            line.push_str("\n  To change it:  ");
-            line.push_str(reason.outcome.remedy);
-        }
-        lines.push(line);
-    }
+    lines.extend(
+        reasons
+            .iter()
+            .map(|reason| reason.to_text(reason.outcome.remedy)),
+    );
     let others: Vec<&str> = instances
         .iter()
         .map(String::as_str)

@@ -94,11 +94,6 @@ pub enum Piece {
         #[serde(serialize_with = "program_name")]
         program: ProgramType,
     },
-    /// A function that the kernel lends to programs under no fixed number.
-    Kfunc {
-        /// Name in the kernel's BTF.
-        name: &'static str,
-    },
 }
 
 const fn program(program: ProgramType, since: &'static str) -> (Piece, &'static str) {
@@ -207,12 +202,6 @@ const PIECES: &[(Piece, &str)] = &[
     ),
     helper(
         ProgramType::SockOps,
-        "bpf_get_current_pid_tgid",
-        BPF_FUNC_get_current_pid_tgid,
-        "Linux 6.10",
-    ),
-    helper(
-        ProgramType::SockOps,
         "bpf_get_current_task_btf",
         BPF_FUNC_get_current_task_btf,
         "Linux 5.15",
@@ -234,6 +223,18 @@ const PIECES: &[(Piece, &str)] = &[
         "bpf_msg_redirect_hash",
         BPF_FUNC_msg_redirect_hash,
         "Linux 4.18",
+    ),
+    helper(
+        ProgramType::SockOps,
+        "bpf_probe_read_kernel",
+        BPF_FUNC_probe_read_kernel,
+        "Linux 5.8",
+    ),
+    helper(
+        ProgramType::SkMsg,
+        "bpf_probe_read_kernel",
+        BPF_FUNC_probe_read_kernel,
+        "Linux 5.8",
     ),
     helper(
         ProgramType::SkMsg,
@@ -271,12 +272,6 @@ const PIECES: &[(Piece, &str)] = &[
         BPF_FUNC_probe_read_kernel,
         "Linux 5.5",
     ),
-    (
-        Piece::Kfunc {
-            name: "bpf_rdonly_cast",
-        },
-        "Linux 6.2",
-    ),
 ];
 
 /// Tries every piece, in the order that `doctor` shows them.
@@ -309,7 +304,6 @@ fn state(piece: Piece, btf: KernelTypes<'_>) -> State {
         Piece::Map { map } => known(map.is_supported()),
         Piece::Helper { id, program, .. } => known(program.is_helper_supported(id)),
         Piece::Btf => btf.map(|btf| btf.is_some()),
-        Piece::Kfunc { name } => btf.map(|btf| function(btf, name).is_some()),
         Piece::Iterator { name } => btf.and_then(|btf| iterator(btf, name)),
     };
     match found {
@@ -369,7 +363,6 @@ impl fmt::Display for Piece {
             Self::Helper { name, program, .. } => {
                 write!(f, "{name} in BPF {} programs", program_text(program))
             }
-            Self::Kfunc { name } => write!(f, "the kernel function {name} in BPF programs"),
         }
     }
 }
@@ -492,11 +485,6 @@ mod tests {
             Piece::Iterator {
                 name: "no_such_iterator",
             },
-            Piece::Kfunc {
-                name: "no_such_function",
-            },
-            // A type, not a function.
-            Piece::Kfunc { name: "tcp_sock" },
         ];
         for piece in none {
             assert_eq!(state(piece, Ok(Some(&btf))), State::Missing, "{piece}");
@@ -512,13 +500,15 @@ mod tests {
         }
     }
 
-    /// Helpers that have been there since maps and iterators have.
+    /// Helpers that have been there since maps and iterators have, and a function
+    /// that the programs do without (kernel.h).
     const NOT_PROBED: &[&str] = &[
         "bpf_map_lookup_elem",
         "bpf_map_update_elem",
         "bpf_map_delete_elem",
         "bpf_ktime_get_ns",
         "bpf_seq_write",
+        "bpf_rdonly_cast",
     ];
 
     #[test]
@@ -526,7 +516,7 @@ mod tests {
         let probed: BTreeSet<&str> = PIECES
             .iter()
             .filter_map(|(piece, _)| match piece {
-                Piece::Helper { name, .. } | Piece::Kfunc { name } => Some(*name),
+                Piece::Helper { name, .. } => Some(*name),
                 _ => None,
             })
             .chain(NOT_PROBED.iter().copied())
@@ -549,8 +539,8 @@ mod tests {
             .map(|path| fs::read_to_string(path).expect("source"))
             .flat_map(|source| names_before_parentheses(&source))
             .filter(|name| name.starts_with("bpf_"))
-            // Of bpf_core_read.h and bpf_endian.h: no calls in the end.
-            .filter(|name| !name.starts_with("bpf_core_"))
+            // Of libbpf's headers: no calls in the end.
+            .filter(|name| !name.starts_with("bpf_core_") && name != "bpf_ksym_exists")
             .filter(|name| !name.starts_with("bpf_hton") && !name.starts_with("bpf_ntoh"))
             .collect()
     }

@@ -8,13 +8,14 @@ mod refusal;
 mod risk;
 pub mod versions;
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use serde::Serialize;
 
 use features::Feature;
 use features::State;
-use fionread::Fionread;
+pub use fionread::Fionread;
 pub use refusal::Refusal;
 pub use refusal::WayOut;
 pub use risk::Risk;
@@ -88,10 +89,29 @@ pub fn before_enable<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Result<
     }
 }
 
+/// The same for running this command in an instance of its own. FIONREAD is no
+/// reason to refuse there: it concerns only what the command starts.
+///
+/// # Errors
+///
+/// [`Refusal`], before anything was changed.
+pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refusal> {
+    let report = examine();
+    let all = [allowed, &[Risk::Fionread]].concat();
+    match report.refusal_of(&WayOut::run(command, allowed), &all) {
+        Some(refusal) => Err(refusal),
+        None => Ok(report),
+    }
+}
+
 impl Report {
     /// Why not to enable, the least curable reason first.
     pub fn refusal<P: AsRef<Path>>(&self, cgroups: &[P], allowed: &[Risk]) -> Option<Refusal> {
-        let way_out = || WayOut::new(cgroups, allowed);
+        self.refusal_of(&WayOut::new(cgroups, allowed), allowed)
+    }
+
+    fn refusal_of(&self, way_out: &WayOut, allowed: &[Risk]) -> Option<Refusal> {
+        let way_out = || way_out.clone();
         if !self.missing_capabilities.is_empty() {
             return Some(Refusal::Privileges {
                 missing: self.missing_capabilities.clone(),

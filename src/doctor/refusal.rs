@@ -1,5 +1,6 @@
 //! Why an instance is not enabled, and what the administrator can do.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -104,6 +105,8 @@ impl Refusal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WayOut {
     cgroups: Vec<PathBuf>,
+    /// Of `run`; empty for `enable`.
+    program: Box<[OsString]>,
     allowed: Vec<Risk>,
 }
 
@@ -111,6 +114,15 @@ impl WayOut {
     pub(super) fn new<P: AsRef<Path>>(cgroups: &[P], allowed: &[Risk]) -> Self {
         Self {
             cgroups: cgroups.iter().map(|path| path.as_ref().into()).collect(),
+            program: Box::default(),
+            allowed: allowed.to_vec(),
+        }
+    }
+
+    pub(super) fn run(program: &[OsString], allowed: &[Risk]) -> Self {
+        Self {
+            cgroups: Vec::new(),
+            program: program.into(),
             allowed: allowed.to_vec(),
         }
     }
@@ -121,18 +133,33 @@ impl WayOut {
     }
 
     fn command(&self) -> String {
-        let mut command = "sockaccel enable".to_owned();
-        for path in &self.cgroups {
-            let _ = write!(command, " --cgroup {}", quoted(path));
-        }
-        for risk in &self.allowed {
-            let _ = write!(command, " --allow {risk}");
-        }
-        command
+        self.with(&self.allowed)
     }
 
     fn allowing(&self, risk: Risk) -> String {
-        format!("{} --allow {risk}", self.command())
+        self.with(&[&self.allowed[..], &[risk]].concat())
+    }
+
+    fn with(&self, allowed: &[Risk]) -> String {
+        let verb = if self.program.is_empty() {
+            "enable"
+        } else {
+            "run"
+        };
+        let mut command = format!("sockaccel {verb}");
+        for path in &self.cgroups {
+            let _ = write!(command, " --cgroup {}", quoted(path));
+        }
+        for risk in allowed {
+            let _ = write!(command, " --allow {risk}");
+        }
+        if !self.program.is_empty() {
+            command.push_str(" --");
+        }
+        for word in &*self.program {
+            let _ = write!(command, " {}", quoted(Path::new(word)));
+        }
+        command
     }
 }
 
@@ -187,6 +214,16 @@ sockaccel: enable refused: on this kernel (6.18.44) FIONREAD reports 0 while dat
 "
         );
         assert_eq!(refusal.exit_code(), 3);
+    }
+
+    #[test]
+    fn the_way_out_of_run_is_run() {
+        let words = ["sh", "-c", "a & b"].map(OsString::from);
+        let way_out = WayOut::run(&words, &[Risk::Fionread]);
+        assert_eq!(
+            way_out.allowing(Risk::KnownBadKernel),
+            "sockaccel run --allow fionread --allow known-bad-kernel -- sh -c 'a & b'"
+        );
     }
 
     #[test]

@@ -112,6 +112,14 @@ impl Stats {
         self.enrolled_ever.saturating_sub(self.ejected.iter().sum())
     }
 
+    /// Share of the bytes sent by enrolled sockets that were redirected, `None`
+    /// where they sent nothing.
+    #[expect(clippy::cast_precision_loss, reason = "a share needs no 2^52")]
+    pub fn redirected_share(&self) -> Option<f64> {
+        let all = self.redirected_bytes + self.stack_bytes;
+        (all > 0).then(|| self.redirected_bytes as f64 / all as f64)
+    }
+
     /// Sockets enrolled at this moment.
     pub fn enrolled_now(&self) -> u64 {
         self.enrolled().saturating_sub(self.closed)

@@ -43,7 +43,8 @@ impl Output {
         }
     }
 
-    fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
+    /// One JSON document, on one line or indented.
+    pub fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
         let text = if self.pretty {
             serde_json::to_string_pretty(value)
         } else {
@@ -91,13 +92,38 @@ pub fn table<R: IntoIterator<Item = String>>(
     header: &[&str],
     rows: impl IntoIterator<Item = R>,
 ) -> String {
+    arranged(
+        header,
+        rows,
+        if io::stdout().is_terminal() {
+            ContentArrangement::Dynamic
+        } else {
+            ContentArrangement::Disabled
+        },
+    )
+}
+
+/// The same, as wide as it gets.
+pub fn wide_table<R: IntoIterator<Item = String>>(
+    header: &[&str],
+    rows: impl IntoIterator<Item = R>,
+) -> String {
+    arranged(header, rows, ContentArrangement::Disabled)
+}
+
+/// Columns of the terminal that standard output is, if it is one.
+pub fn columns() -> Option<usize> {
+    Table::new().width().map(usize::from)
+}
+
+fn arranged<R: IntoIterator<Item = String>>(
+    header: &[&str],
+    rows: impl IntoIterator<Item = R>,
+    arrangement: ContentArrangement,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_content_arrangement(if io::stdout().is_terminal() {
-        ContentArrangement::Dynamic
-    } else {
-        ContentArrangement::Disabled
-    });
+    table.set_content_arrangement(arrangement);
     table.set_header(header.iter().map(|name| name.to_uppercase()));
     for row in rows {
         table.add_row(row);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::error::{Error, Result, on};
@@ -19,10 +19,11 @@ pub fn is_bpffs(dir: &Path) -> Result<bool> {
     Ok(fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Makes sure that the directory lies on a bpffs, mounting one if need be.
-pub fn ensure(dir: &Path) -> Result<()> {
+/// Makes sure that the directory lies on a bpffs, mounting one if need be: true
+/// when it was.
+pub fn ensure(dir: &Path) -> Result<bool> {
     if is_bpffs(dir)? {
-        return Ok(());
+        return Ok(false);
     }
     if fs::read_dir(dir)
         .map_err(|e| on("mount bpffs on", dir)(e).hint("Name a directory with --bpffs DIR."))?
@@ -41,8 +42,22 @@ pub fn ensure(dir: &Path) -> Result<()> {
         MsFlags::empty(),
         None::<&str>,
     )
+    .map(|()| true)
     .map_err(|e| {
         Error::path("mount bpffs on", dir, e.into())
             .hint("Mount it outside:  mount -t bpf bpf /sys/fs/bpf   or name another with --bpffs.")
     })
+}
+
+/// What the kernel itself puts into every new one (`bpf_preload`).
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+
+/// Unmounts one that `ensure` mounted, if nothing is in it. One that is in use is
+/// left to its users.
+pub fn unmount_if_unused(dir: &Path) {
+    let is_pin = |entry: &fs::DirEntry| PRELOADED.iter().all(|name| entry.file_name() != *name);
+    let used = fs::read_dir(dir).map(|entries| entries.flatten().any(|entry| is_pin(&entry)));
+    if matches!(used, Ok(false)) {
+        let _ = umount2(dir, MntFlags::UMOUNT_NOFOLLOW);
+    }
 }

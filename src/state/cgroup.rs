@@ -54,6 +54,51 @@ pub fn mounts() -> Vec<PathBuf> {
         .collect()
 }
 
+/// The cgroup v2 that this process is in, as far as it can be seen from here.
+pub fn own() -> Option<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let path = mounts().first()?.join(path);
+    path.is_dir().then_some(path)
+}
+
+/// Every cgroup below this one whose name starts so.
+pub fn named(dir: &Path, prefix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+            continue;
+        }
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        } else {
+            found.extend(named(&entry.path(), prefix));
+        }
+    }
+    found
+}
+
+/// The processes that are in this very cgroup.
+pub fn members(dir: &Path) -> Vec<u32> {
+    fs::read_to_string(dir.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| *pid > 0)
+        .collect()
+}
+
+/// The processes that are in this cgroup or below it.
+pub fn members_below(dir: &Path) -> Vec<u32> {
+    let below = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+        .flat_map(|entry| members_below(&entry.path()));
+    members(dir).into_iter().chain(below).collect()
+}
+
 /// The path of a cgroup id, if it still exists.
 pub fn path_of(id: u64) -> Option<PathBuf> {
     mounts().into_iter().find_map(|root| find(&root, id))

@@ -97,12 +97,16 @@ impl Place {
     /// The exclusive lock, for writers. Makes bpffs and the base directory,
     /// and clears away what killed writers left.
     pub fn write(&self) -> Result<Lock> {
-        bpffs::ensure(&self.bpffs)?;
         loop {
+            // Each time: `run` takes away again what it has mounted.
+            bpffs::ensure(&self.bpffs)?;
             let base = self.base();
             // Its lock is not for everybody to hold.
             match fs::DirBuilder::new().mode(0o700).create(&base) {
                 Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+                    if !bpffs::is_bpffs(&self.bpffs)? {
+                        continue;
+                    }
                     return Err(on("create", &base)(e).hint(BPFFS_HINT));
                 }
                 _ => {}

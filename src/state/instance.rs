@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
 use super::drain::draining_dir;
+use super::observer::Observer;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
@@ -72,6 +73,8 @@ pub struct Settings {
     pub without_company_rule: bool,
     /// For tests: no splice observer.
     pub without_observer: bool,
+    /// For tests: this form of the splice observer; fixed when it is made.
+    pub observer: Option<Observer>,
 }
 
 /// One cgroup of an instance.
@@ -160,8 +163,24 @@ impl Instance {
             instance.check_layout()?;
             return instance.extend(&cgroups, settings);
         }
+        Self::make(place, lock, &cgroups, settings).map(|()| Change::Done)
+    }
+
+    /// Enables an instance that must not be there yet.
+    pub fn create(place: &Place, cgroup: &Cgroup, settings: &Settings) -> Result<()> {
+        let lock = place.write()?;
+        if place.exists()? {
+            return Err(Error::Failed(format!(
+                "instance {} is enabled already\n  Give another name with --instance, or none.",
+                place.instance
+            )));
+        }
+        Self::make(place, lock, &[cgroup], settings)
+    }
+
+    fn make(place: &Place, lock: Lock, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
         let building = place.building();
-        let made = build(&building, &cgroups, settings)
+        let made = build(&building, cgroups, settings)
             .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
@@ -174,8 +193,7 @@ impl Instance {
             _lock: lock,
         };
         instance.reconcile()?;
-        instance.change_config(|config| config.enabled = 1)?;
-        Ok(Change::Done)
+        instance.change_config(|config| config.enabled = 1)
     }
 
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
@@ -295,6 +313,11 @@ impl Instance {
         Ok(open_map(&self.dir(), "sa_sockhash")?.max_entries())
     }
 
+    /// The form of its splice observer; `None` where its pin was removed.
+    pub fn observer(&self) -> Option<Observer> {
+        Observer::of(&self.dir())
+    }
+
     /// Makes every live direction look at the tables again. To be called after
     /// each change of policy, identities, endpoints or services.
     pub fn bump_generation(&self) -> Result<()> {
@@ -332,6 +355,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
                 .map_err(|e| Error::bpf("size", "the socket tables", &e))?;
         }
     }
+    let observer = settings.observer.unwrap_or_else(Observer::choose);
+    load_observer(&mut open, observer);
     let mut skeleton = open
         .load()
         .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
@@ -345,6 +370,9 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
     }
     for mut program in skeleton.object_mut().progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
+        if !program.autoload() {
+            continue;
+        }
         program
             .pin(dir.join(&name))
             .map_err(|e| Error::bpf("pin program", name, &e))?;
@@ -364,21 +392,39 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
 
     set_verdict(dir)?;
     attach_skmsg(dir)?;
-    tracefs::ensure()?;
-    attach_observer(&mut skeleton, dir)?;
+    attach_observer(&mut skeleton, observer, dir)?;
     attach_all(dir, cgroups)
 }
 
+/// Of the two forms of the observer only this one is loaded.
+pub(super) fn load_observer(open: &mut skel::OpenSockaccelSkel<'_>, observer: Observer) {
+    open.progs
+        .sa_splice
+        .set_autoload(observer == Observer::Tracepoint);
+    open.progs
+        .sa_splice_read
+        .set_autoload(observer == Observer::Fentry);
+}
+
 /// Attaches the splice observer, and pins its link below `dir`.
-pub(super) fn attach_observer(skeleton: &mut skel::SockaccelSkel<'_>, dir: &Path) -> Result<()> {
-    let mut observer = skeleton.progs.sa_splice.attach().map_err(|e| {
-        Error::bpf(
-            "attach",
-            "the splice observer to tracepoint sys_enter_splice",
-            &e,
-        )
-    })?;
-    observer
+pub(super) fn attach_observer(
+    skeleton: &mut skel::SockaccelSkel<'_>,
+    observer: Observer,
+    dir: &Path,
+) -> Result<()> {
+    if observer == Observer::Tracepoint {
+        tracefs::ensure()?;
+    }
+    let program = match observer {
+        Observer::Tracepoint => &mut skeleton.progs.sa_splice,
+        Observer::Fentry => &mut skeleton.progs.sa_splice_read,
+    };
+    program
+        .attach()
+        .map_err(|e| {
+            let what = format!("the splice observer to {}", observer.place());
+            Error::bpf("attach", what, &e)
+        })?
         .pin(dir.join("link-splice"))
         .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))
 }

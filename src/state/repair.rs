@@ -15,6 +15,7 @@ use super::cgroup::Cgroup;
 use super::instance::{
     Attached, CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, skel,
 };
+use super::observer::Observer;
 use super::upgrade::set_verdict;
 use crate::error::{Error, Result, on};
 use crate::sys::bpf::{self, AttachType};
@@ -25,7 +26,10 @@ impl Instance {
         let dir = self.dir();
         let mut change = self.pin_maps()?;
         let mut names = names(|object| object.progs().map(|p| p.name().to_owned()).collect())?;
+        // One of two.
+        names.retain(|name| !name.starts_with("sa_splice"));
         names.push("link-splice".to_owned());
+        names.extend(Observer::of(&dir).is_none().then(|| "sa_splice".to_owned()));
         if names.iter().any(|name| !dir.join(name).exists()) {
             self.replace_programs()?;
             change = Change::Done;

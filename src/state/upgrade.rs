@@ -16,10 +16,10 @@ use libbpf_rs::{MapCore, MapFlags};
 use super::dir::{Place, remove_tree};
 use super::drain::{draining_dir, run_program};
 use super::instance::{
-    CGROUP_PROGRAMS, Change, Instance, attach_observer, attach_skmsg, cgroup_dir, open_map,
-    open_pin, skel,
+    CGROUP_PROGRAMS, Change, Instance, attach_observer, attach_skmsg, cgroup_dir, load_observer,
+    open_map, open_pin, skel,
 };
-use super::tracefs;
+use super::observer::Observer;
 use crate::error::{Error, Result, on};
 use crate::sys::bpf::{self, AttachType};
 
@@ -88,6 +88,8 @@ fn load(dir: &Path, fresh: &Path) -> Result<()> {
     let mut open = skel::SockaccelSkelBuilder::default()
         .open(&mut storage)
         .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    let observer = Observer::of(dir).unwrap_or_else(Observer::choose);
+    load_observer(&mut open, observer);
     for mut map in open.open_object_mut().maps_mut() {
         let pin = dir.join(map.name());
         if pin.exists() {
@@ -107,13 +109,15 @@ fn load(dir: &Path, fresh: &Path) -> Result<()> {
         }
     }
     for mut program in skeleton.object_mut().progs_mut() {
+        if !program.autoload() {
+            continue;
+        }
         let name = program.name().to_string_lossy().into_owned();
         program
             .pin(fresh.join(&name))
             .map_err(|e| Error::bpf("pin program", name, &e))?;
     }
-    tracefs::ensure()?;
-    attach_observer(&mut skeleton, fresh)
+    attach_observer(&mut skeleton, observer, fresh)
 }
 
 /// From here on every enrolled socket runs the `sa_verdict` that is pinned.

@@ -2,6 +2,8 @@
 
 pub mod bpf;
 pub mod bpf_stats;
+pub mod child;
+pub mod pidfd;
 pub mod probe;
 pub mod tcp;
 pub mod textbook;

@@ -96,6 +96,23 @@ pub fn raise_loopback() -> nix::Result<()> {
 ///
 /// Those of bpf(2), `BPF_PROG_LOAD`.
 pub fn load_iterator(function: u32) -> io::Result<()> {
+    load_tracing(function, libbpf_sys::BPF_TRACE_ITER).map(drop)
+}
+
+/// Attaches a program that does nothing to the entry of the kernel function
+/// with this type id in the kernel's BTF, and takes it off again.
+///
+/// # Errors
+///
+/// Those of bpf(2), `BPF_PROG_LOAD` and `BPF_RAW_TRACEPOINT_OPEN`.
+pub fn attach_to_entry(function: u32) -> io::Result<()> {
+    let program = load_tracing(function, libbpf_sys::BPF_TRACE_FENTRY)?;
+    // SAFETY: the program is open for the call; its type needs no tracepoint's name.
+    owned(unsafe { libbpf_sys::bpf_raw_tracepoint_open(ptr::null(), program.as_raw_fd()) })
+        .map(drop)
+}
+
+fn load_tracing(function: u32, attach_type: libbpf_sys::bpf_attach_type) -> io::Result<OwnedFd> {
     const MOV64_R0_0: u8 = 0xb7;
     const EXIT: u8 = 0x95;
     let program = [MOV64_R0_0, EXIT].map(|code| libbpf_sys::bpf_insn {
@@ -104,13 +121,13 @@ pub fn load_iterator(function: u32) -> io::Result<()> {
     });
     let mut options = libbpf_sys::bpf_prog_load_opts {
         sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
-        expected_attach_type: libbpf_sys::BPF_TRACE_ITER,
+        expected_attach_type: attach_type,
         attach_btf_id: function,
         ..Default::default()
     };
     // SAFETY: the instructions, their number and the options are valid for the
     // call; no name is given; the licence ends in a zero byte.
-    let fd = unsafe {
+    owned(unsafe {
         libbpf_sys::bpf_prog_load(
             libbpf_sys::BPF_PROG_TYPE_TRACING,
             ptr::null(),
@@ -119,11 +136,14 @@ pub fn load_iterator(function: u32) -> io::Result<()> {
             program.len() as libbpf_sys::size_t,
             &raw mut options,
         )
-    };
+    })
+}
+
+/// The descriptor that a call of libbpf returned, or its error.
+fn owned(fd: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
     }
     // SAFETY: the call returned this descriptor to us alone.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -28,7 +28,13 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
-const ROLE: &str = "SOCKACCEL_TEST_HELPER";
+use super::deadline::Deadline;
+
+/// Names the role to the helper.
+pub const ROLE: &str = "SOCKACCEL_TEST_HELPER";
+
+/// What makes the test binary a helper.
+pub const ARGUMENTS: [&str; 4] = ["helper_process", "--exact", "--ignored", "--nocapture"];
 
 /// One end of the line-by-line talk.
 #[derive(Debug)]
@@ -68,11 +74,23 @@ impl Helper {
     /// Starts the helper in this process's cgroup and the calling thread's
     /// network namespace.
     pub fn start(role: &str) -> Self {
+        let exe = env::current_exe().expect("the test binary");
+        Self::spawn(Command::new(exe), role)
+    }
+
+    /// Starts the helper as what this command runs: its last arguments. It is the
+    /// command that is killed on drop; the helper ends with the channel.
+    pub fn start_under(mut command: Command, role: &str) -> Self {
+        command.arg(env::current_exe().expect("the test binary"));
+        Self::spawn(command, role)
+    }
+
+    fn spawn(mut command: Command, role: &str) -> Self {
         let (own, theirs) = UnixStream::pair().expect("socketpair");
         own.set_read_timeout(Some(Duration::from_secs(60)))
             .expect("SO_RCVTIMEO");
-        let child = Command::new(env::current_exe().expect("the test binary"))
-            .args(["helper_process", "--exact", "--ignored", "--nocapture"])
+        let child = command
+            .args(ARGUMENTS)
             .env(ROLE, role)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -90,6 +108,22 @@ impl Helper {
 
     pub fn say(&mut self, line: &str) {
         self.channel.say(line);
+    }
+
+    /// Waits for the end of what was started: its exit status, or minus the signal.
+    pub fn wait(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt as _;
+        let deadline = Deadline::seconds(60);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status
+                    .code()
+                    .or(status.signal().map(|n| -n))
+                    .expect("ended");
+            }
+            deadline.check("the helper's end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The helper's next line; its end fails the test.

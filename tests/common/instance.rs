@@ -1,5 +1,6 @@
 //! `sockaccel` itself, run as users run it.
 
+use std::env;
 use std::ffi::OsStr;
 use std::process::Command;
 use std::process::Output;
@@ -92,7 +93,8 @@ impl Instance {
         }
     }
 
-    /// `enable` again, for what it adds or changes.
+    /// `enable` again, for what it adds or changes. The environment may name the
+    /// form of the splice observer, else it is the one that `enable` chooses.
     pub fn enable_more(&self, cgroups: &[&Cgroup], options: &[&str]) -> Ran {
         let mut args = vec!["enable".as_ref(), "--instance".as_ref(), self.name.as_ref()];
         for cgroup in cgroups {
@@ -100,6 +102,10 @@ impl Instance {
             args.push(cgroup.path().as_os_str());
         }
         args.extend(["--allow", "fionread"].map(OsStr::new));
+        let form = env::var_os("SOCKACCEL_TEST_OBSERVER");
+        if let Some(form) = &form {
+            args.extend([OsStr::new("--splice-observer"), form]);
+        }
         args.extend(options.iter().map(OsStr::new));
         sockaccel(&args)
     }

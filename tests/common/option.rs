@@ -45,6 +45,22 @@ where
     socket::setsockopt(fd, option, &value).unwrap_or_else(|e| panic!("{name}: {e}"));
 }
 
+/// TCP has `SO_PEEK_OFF` since Linux 6.9: before, there is nothing to go wrong.
+pub fn tcp_has_peek_off() -> bool {
+    let plain = socket::socket(
+        socket::AddressFamily::Inet,
+        socket::SockType::Stream,
+        socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("a TCP socket");
+    match socket::setsockopt(&plain, PeekOff, &0) {
+        Ok(()) => true,
+        Err(Errno::EOPNOTSUPP) => false,
+        Err(error) => panic!("SO_PEEK_OFF: {error}"),
+    }
+}
+
 /// An unconnected, non-blocking MPTCP socket.
 #[allow(unsafe_code)]
 pub fn mptcp_socket() -> OwnedFd {

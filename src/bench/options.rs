@@ -1,0 +1,338 @@
+//! What to measure: the axes of the matrix, and how long.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// Options of `bench`. Axes take lists; every combination is one cell.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  sockaccel bench                                      about a minute
+  sockaccel bench --workload rr --size 64 --rounds 40  one figure, more certain
+  sockaccel bench --matrix --max-time 30m --report bench.html")]
+pub struct Options {
+    /// What the programs do [default: rr,stream,crr]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WORKLOAD")]
+    pub workload: Vec<Workload>,
+    /// Bytes of each message [default: 64,16384]
+    #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = bytes)]
+    pub size: Vec<usize>,
+    /// Connections at one time [default: 1]
+    #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub connections: Vec<u32>,
+    /// Nagle's algorithm: off is `TCP_NODELAY` [default: off]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHICH")]
+    pub nagle: Vec<Nagle>,
+    /// Where the two programs are [default: loopback]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PLACE")]
+    pub place: Vec<Place>,
+    /// MTU of the links of netns and nat [default: 1500]
+    #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
+    pub mtu: Vec<u32>,
+    /// On which CPUs the two programs are [default: same]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHICH")]
+    pub cores: Vec<Cores>,
+    /// What to compare with plain TCP [default: sockaccel,textbook,unix]
+    #[arg(
+        long,
+        alias = "modes",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "MODE"
+    )]
+    pub mode: Vec<Mode>,
+    /// The full matrix: every value of each axis that is not given
+    #[arg(long, visible_alias = "all")]
+    pub matrix: bool,
+    /// Largest segment that TCP may use (`TCP_MAXSEG`)
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(88..=32_767))]
+    pub mss: Option<u32>,
+    /// Requests of one connection under way at one time, in pipelined
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    pub depth: u32,
+    /// How the programs wait for a message
+    #[arg(long, value_enum, default_value_t = Wait::Epoll, value_name = "HOW")]
+    pub wait: Wait,
+    /// Also connections to, and from, a peer outside the enabled cgroup
+    #[arg(long)]
+    pub remote: bool,
+    /// Options of `enable` for a second instance, compared as mode variant
+    #[arg(
+        long,
+        value_name = "OPTIONS",
+        allow_hyphen_values = true,
+        value_delimiter = ' '
+    )]
+    pub variant: Vec<String>,
+    /// Rounds: in each, every mode of a cell is measured once
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: u32,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 0.15, value_parser = seconds)]
+    pub seconds: f64,
+    /// Seconds before it that do not count
+    #[arg(long, default_value_t = 0.05, value_parser = seconds)]
+    pub warm_up: f64,
+    /// Begin no measurement after this time: seconds, or a number with s, m or h
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_time: Option<Duration>,
+    /// Write a report with plots, and FILE.json with the raw data
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// The sockaccel to measure [default: this one]
+    #[arg(long, hide = true)]
+    pub sockaccel: Option<PathBuf>,
+    /// The bpffs for the instances.
+    #[arg(skip)]
+    pub bpffs: PathBuf,
+}
+
+/// A closed list of words, the same on the command line, in JSON and in tables.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$doc])* #[value(name = $word)] #[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// The word.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.pad(self.name())
+            }
+        }
+    };
+}
+
+words! {
+    /// What the two programs do.
+    Workload {
+        /// One request, one response, one after the other
+        RequestResponse = "rr",
+        /// Messages one way, as many as go
+        Stream = "stream",
+        /// Several requests of a connection under way at one time
+        Pipelined = "pipelined",
+        /// Connect, one request, one response, close
+        ConnectRequestClose = "crr",
+        /// Messages one way, to a reader that is slower than its sender
+        SlowReader = "slow",
+    }
+}
+
+words! {
+    /// Nagle's algorithm.
+    Nagle {
+        /// Small messages may wait for an acknowledgement
+        On = "on",
+        /// Every message is sent at once
+        Off = "off",
+    }
+}
+
+words! {
+    /// Where the two programs are.
+    Place {
+        /// 127.0.0.1 of a network namespace of its own
+        Loopback = "loopback",
+        /// Two network namespaces, joined by a veth
+        Netns = "netns",
+        /// Two, joined by a third that translates the server's address
+        Nat = "nat",
+        /// 127.0.0.1 of the namespace that the command runs in
+        Host = "host",
+    }
+}
+
+words! {
+    /// On which CPUs the two programs are.
+    Cores {
+        /// Both on one
+        Same = "same",
+        /// On one each
+        Across = "across",
+    }
+}
+
+words! {
+    /// How a program waits for its non-blocking sockets.
+    Wait {
+        /// Sleep in epoll, as event loops do
+        Epoll = "epoll",
+        /// Ask epoll again and again; needs a CPU of its own
+        Spin = "spin",
+    }
+}
+
+words! {
+    /// How the bytes travel.
+    Mode {
+        /// Plain TCP
+        Tcp = "tcp",
+        /// TCP with sockaccel
+        Sockaccel = "sockaccel",
+        /// TCP with a minimal sockmap program
+        Textbook = "textbook",
+        /// A stream `AF_UNIX` socket
+        Unix = "unix",
+        /// TCP with sockaccel, with the options of --variant.
+        #[value(skip)]
+        Variant = "variant",
+        /// From an enabled cgroup to a peer outside of it.
+        #[value(skip)]
+        ToRemote = "to-remote",
+        /// Into an enabled cgroup from a peer outside of it.
+        #[value(skip)]
+        FromRemote = "from-remote",
+        /// Plain TCP again: its ratio shows the noise.
+        #[value(skip)]
+        TcpAgain = "tcp-again",
+    }
+}
+
+impl Workload {
+    /// Whether its operations are answered; else only arrival counts.
+    pub const fn answered(self) -> bool {
+        !matches!(self, Self::Stream | Self::SlowReader)
+    }
+
+    /// In headings.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::RequestResponse => "request/response",
+            Self::Stream => "one-way stream",
+            Self::Pipelined => "pipelined requests",
+            Self::ConnectRequestClose => "connect, request, close",
+            Self::SlowReader => "slow reader",
+        }
+    }
+}
+
+impl Place {
+    /// Whether there are links whose MTU matters.
+    pub const fn has_links(self) -> bool {
+        matches!(self, Self::Netns | Self::Nat)
+    }
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if (1..=1 << 20).contains(&bytes) => Ok(bytes),
+        _ => Err("not a number of bytes between 1 and 1048576".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not a number of seconds between 0 and 3600".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1.0),
+        Some((at, 'm')) => (&text[..at], 60.0),
+        Some((at, 'h')) => (&text[..at], 3600.0),
+        _ => (text, 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if (0.0..=1e6).contains(&number) => Ok(Duration::from_secs_f64(number * unit)),
+        _ => Err("not a time such as 90, 90s, 10m or 2h".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::{Parser, ValueEnum as _};
+
+    use super::{Cores, Mode, Nagle, Options, Place, Workload, duration};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(words: &str) -> Result<Options, clap::Error> {
+        Line::try_parse_from(["bench"].into_iter().chain(words.split_whitespace()))
+            .map(|line| line.options)
+    }
+
+    #[test]
+    fn axes_take_lists() {
+        let options = parse(
+            "--workload rr,slow --size 1,1048576 --connections 1,128 --nagle on,off \
+             --place loopback,nat --mtu 1500,9000 --cores same,across --mode sockaccel,unix",
+        )
+        .unwrap();
+        assert_eq!(
+            options.workload,
+            [Workload::RequestResponse, Workload::SlowReader]
+        );
+        assert_eq!(options.size, [1, 1 << 20]);
+        assert_eq!(options.connections, [1, 128]);
+        assert_eq!(options.nagle, [Nagle::On, Nagle::Off]);
+        assert_eq!(options.place, [Place::Loopback, Place::Nat]);
+        assert_eq!(options.mtu, [1500, 9000]);
+        assert_eq!(options.cores, [Cores::Same, Cores::Across]);
+        assert_eq!(options.mode, [Mode::Sockaccel, Mode::Unix]);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for words in [
+            "--size 0",
+            "--size 1048577",
+            "--connections 0",
+            "--connections 1025",
+            "--mtu 100",
+            "--workload other",
+            "--mode tcp-again",
+            "--mode variant",
+            "--rounds 0",
+            "--seconds -1",
+            "--depth 1",
+            "--max-time soon",
+        ] {
+            assert!(parse(words).is_err(), "{words}");
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "m", "-1", "1d", "inf", "NaN"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_are_the_same_everywhere() {
+        for workload in Workload::value_variants() {
+            let json = serde_json::to_value(workload).unwrap();
+            assert_eq!(json, workload.name());
+            assert_eq!(
+                workload.to_possible_value().unwrap().get_name(),
+                workload.name()
+            );
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! The sockets of this machine, as their processes have them open and as the
+//! tables know them, put together to connections.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
+
+use crate::error::Result;
+use crate::maps::layout::{Addr, Conn, Dump, Side, Sock, Tuple};
+use crate::maps::{Table, sockets};
+use crate::state::process::{self, OpenSocket, sockets_of};
+use crate::state::{Instance, cgroup, sock_diag};
+use crate::sys::pidfd::{self, Process};
+
+/// include/uapi/linux/tcp.h
+const TCP_INQ: i32 = 36;
+/// The default of `SO_MAX_PACING_RATE`: no limit.
+const NO_PACING: u64 = u64::MAX;
+
+/// Which connections to explain.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    /// The one with these ends, whichever comes first.
+    Ends(SocketAddr, SocketAddr),
+    /// Those that this process has open.
+    Pid(u32),
+    /// Those with this port at either end.
+    Port(u16),
+}
+
+/// One socket.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// Unique until the next boot.
+    pub cookie: u64,
+    /// As the socket says them, IPv4 never v4-mapped.
+    pub local: SocketAddr,
+    /// Likewise.
+    pub remote: SocketAddr,
+    netns_cookie: u64,
+    /// Where it is open; `None` for those only the tables know of: not accepted
+    /// yet, or of a process that cannot be seen from here.
+    pub open: Option<OpenSocket>,
+    /// In `sa_sockhash` now.
+    pub enrolled: Option<Dump>,
+    /// What its own programs noted, if they ever saw it.
+    pub record: Option<Sock>,
+    /// What it told its peer.
+    pub side: Option<Side>,
+}
+
+/// What can be seen of a socket only where it is open.
+#[derive(Debug)]
+pub struct Look {
+    /// `O_NONBLOCK` now.
+    pub nonblocking: bool,
+    /// Options that keep it on the stack.
+    pub options: Vec<&'static str>,
+    /// Path of the cgroup that it belongs to.
+    pub cgroup: Option<String>,
+}
+
+/// Both sockets of a connection, as far as they are known; the client first where
+/// that is known.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The one that was found.
+    pub first: End,
+    /// The one at its other end.
+    pub second: Option<End>,
+}
+
+/// Everything that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Each once.
+    pub connections: Vec<Connection>,
+    /// Connections beyond the limit.
+    pub more: usize,
+    /// Processes whose sockets may not be looked at.
+    pub hidden: usize,
+}
+
+/// Finds them, at most so many.
+pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> {
+    let dir = instance.dir();
+    let records: Table<i32, Sock> = Table::open(&dir, "sa_socks")?;
+    let (mut ends, holders, hidden) = open_sockets(&records, wanted)?;
+    merge_tables(instance, &mut ends)?;
+    let chosen: Vec<u64> = {
+        let mut chosen: Vec<&End> = ends
+            .values()
+            .filter(|end| fits(end, wanted, &holders))
+            .collect();
+        // The client's side first: it begins the connection.
+        chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
+        chosen.iter().map(|end| end.cookie).collect()
+    };
+    let peers = Peers::new(&ends);
+    let mut connections: Vec<Connection> = Vec::new();
+    let mut told: HashSet<u64> = HashSet::new();
+    let mut more = 0;
+    for cookie in chosen {
+        if told.contains(&cookie) {
+            continue;
+        }
+        let first = ends[&cookie].clone();
+        let second = peers.of(&first).cloned();
+        told.insert(cookie);
+        told.extend(second.as_ref().map(|end| end.cookie));
+        if connections.len() == limit {
+            more += 1;
+            continue;
+        }
+        connections.push(match second {
+            Some(second) if second.role() == Some(true) => Connection {
+                first: second,
+                second: Some(first),
+            },
+            second => Connection { first, second },
+        });
+    }
+    Ok(Found {
+        connections,
+        more,
+        hidden,
+    })
+}
+
+type Ends = HashMap<u64, End>;
+/// Cookies of the sockets that the wanted process has open.
+type Holders = HashSet<u64>;
+
+/// Every connected TCP socket that some process has open, in whatever network
+/// namespace: each is asked itself.
+fn open_sockets(records: &Table<i32, Sock>, wanted: Wanted) -> Result<(Ends, Holders, usize)> {
+    let mut ends = Ends::new();
+    let mut by_inode: HashMap<u64, Option<u64>> = HashMap::new();
+    let mut holders = Holders::new();
+    let mut hidden = 0;
+    for pid in process::all() {
+        let open = sockets_of([pid]);
+        if open.is_empty() {
+            continue;
+        }
+        let Ok(process) = Process::open(pid) else {
+            continue;
+        };
+        let mut refused = false;
+        for socket in open {
+            if let Entry::Vacant(slot) = by_inode.entry(socket.inode) {
+                let fd = match process.descriptor(socket.fd) {
+                    Ok(fd) => fd,
+                    Err(e) => {
+                        refused |= e.kind() == std::io::ErrorKind::PermissionDenied;
+                        continue;
+                    }
+                };
+                let end = ask(&fd, socket, records)?;
+                slot.insert(end.as_ref().map(|end| end.cookie));
+                ends.extend(end.map(|end| (end.cookie, end)));
+            }
+            if matches!(wanted, Wanted::Pid(wanted) if wanted == pid) {
+                holders.extend(by_inode.get(&socket.inode).copied().flatten());
+            }
+        }
+        hidden += usize::from(refused);
+    }
+    Ok((ends, holders, hidden))
+}
+
+/// `None` for what is no connected TCP socket.
+fn ask(fd: &OwnedFd, open: OpenSocket, records: &Table<i32, Sock>) -> Result<Option<End>> {
+    let protocol: i32 = pidfd::option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0);
+    let cookie: u64 = pidfd::option(fd, libc::SOL_SOCKET, libc::SO_COOKIE).unwrap_or(0);
+    let (Some((local, remote)), true) = (names(fd), protocol == libc::IPPROTO_TCP && cookie != 0)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(End {
+        cookie,
+        local: canonical(local),
+        remote: canonical(remote),
+        netns_cookie: pidfd::option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).unwrap_or(0),
+        open: Some(open),
+        enrolled: None,
+        record: records
+            .get(&fd.as_raw_fd())?
+            .filter(|sock| sock.cookie == cookie),
+        side: None,
+    }))
+}
+
+fn names(fd: &OwnedFd) -> Option<(SocketAddr, SocketAddr)> {
+    let local: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
+    let remote: SockaddrStorage = getpeername(fd.as_raw_fd()).ok()?;
+    Some((plain(&local)?, plain(&remote)?))
+}
+
+fn plain(addr: &SockaddrStorage) -> Option<SocketAddr> {
+    addr.as_sockaddr_in()
+        .map(|v4| SocketAddr::V4((*v4).into()))
+        .or_else(|| {
+            addr.as_sockaddr_in6()
+                .map(|v6| SocketAddr::V6((*v6).into()))
+        })
+}
+
+/// Without scope and flow, which the tables do not have.
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+fn ends_of(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
+    let end = |addr: Addr, port| SocketAddr::new(addr.ip(), port);
+    (
+        end(tuple.local, tuple.local_port),
+        end(tuple.remote, tuple.remote_port),
+    )
+}
+
+/// What the tables know of these and of others.
+fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
+    let known = |cookie: u64, netns_cookie: u64, tuple: &Tuple| {
+        let (local, remote) = ends_of(tuple);
+        End {
+            cookie,
+            local,
+            remote,
+            netns_cookie,
+            open: None,
+            enrolled: None,
+            record: None,
+            side: None,
+        }
+    };
+    for dump in sockets::read(&instance.dir())? {
+        let sock = dump.sock;
+        let end = ends
+            .entry(sock.cookie)
+            .or_insert_with(|| known(sock.cookie, sock.netns_cookie, &sock.tuple));
+        end.record = Some(sock);
+        end.enrolled = Some(dump);
+    }
+    for (_, conn) in instance.table::<u64, Conn>("sa_conns")?.entries()? {
+        for (index, side) in conn.side.into_iter().enumerate() {
+            if side.ready == 0 || side.ready != side.cookie {
+                continue;
+            }
+            // One that has left may be gone, and only its peer goes on.
+            if conn.left & (1 << index) != 0 && !ends.contains_key(&side.cookie) {
+                continue;
+            }
+            ends.entry(side.cookie)
+                .or_insert_with(|| known(side.cookie, side.netns_cookie, &side.tuple))
+                .side = Some(side);
+        }
+    }
+    Ok(())
+}
+
+fn fits(end: &End, wanted: Wanted, holders: &Holders) -> bool {
+    match wanted {
+        Wanted::Ends(a, b) => {
+            (end.local, end.remote) == (a, b) || (end.local, end.remote) == (b, a)
+        }
+        Wanted::Port(port) => end.local.port() == port || end.remote.port() == port,
+        Wanted::Pid(pid) => {
+            holders.contains(&end.cookie)
+                || (end.open.is_none() && end.record.is_some_and(|sock| sock.tgid == pid))
+        }
+    }
+}
+
+/// Finds the other end of each.
+struct Peers<'a> {
+    ends: &'a Ends,
+    /// The one that knows this cookie as its peer's.
+    pointing: HashMap<u64, u64>,
+    /// Both ends of a connection by its id.
+    by_id: HashMap<u64, Vec<u64>>,
+    by_names: HashMap<(SocketAddr, SocketAddr, u64), u64>,
+}
+
+impl<'a> Peers<'a> {
+    fn new(ends: &'a Ends) -> Self {
+        let mut peers = Self {
+            ends,
+            pointing: HashMap::new(),
+            by_id: HashMap::new(),
+            by_names: HashMap::new(),
+        };
+        for end in ends.values() {
+            if let Some(sock) = end.record {
+                peers.pointing.insert(sock.peer_cookie, end.cookie);
+                peers
+                    .by_id
+                    .entry(sock.conn_id)
+                    .or_default()
+                    .push(end.cookie);
+            }
+            let names = (end.local, end.remote, end.netns_cookie);
+            peers.by_names.insert(names, end.cookie);
+        }
+        // Not known is no name.
+        peers.pointing.remove(&0);
+        peers.by_id.remove(&0);
+        peers
+    }
+
+    /// By what the programs found; else by the tuple, where nothing translates it.
+    fn of(&self, end: &End) -> Option<&'a End> {
+        let told = end.record.map(|sock| sock.peer_cookie).filter(|c| *c != 0);
+        if let Some(cookie) = told {
+            return self.ends.get(&cookie);
+        }
+        let is_other = |cookie: &&u64| **cookie != end.cookie;
+        let same_connection = || {
+            let both = self.by_id.get(&end.record?.conn_id)?;
+            both.iter().find(is_other)
+        };
+        let mirrored = || {
+            let names = (end.remote, end.local, end.netns_cookie);
+            self.by_names.get(&names).filter(is_other)
+        };
+        let cookie = self
+            .pointing
+            .get(&end.cookie)
+            .or_else(same_connection)
+            .or_else(mirrored)?;
+        self.ends.get(cookie)
+    }
+}
+
+impl End {
+    /// Whether it connected; `None` where that is not known.
+    pub fn role(&self) -> Option<bool> {
+        use crate::maps::layout::ROLE_ACTIVE;
+        let role = self
+            .record
+            .map(|sock| sock.role)
+            .or(self.side.map(|side| u32::from(side.role)))?;
+        Some(role == ROLE_ACTIVE)
+    }
+
+    /// Both ends as the programs keep them.
+    pub fn tuple(&self) -> Option<Tuple> {
+        self.record
+            .map(|sock| sock.tuple)
+            .or(self.side.map(|side| side.tuple))
+    }
+
+    /// The process that has it open, or was seen using it.
+    pub fn pid(&self) -> Option<u32> {
+        self.open
+            .map(|open| open.pid)
+            .or(self.record.map(|sock| sock.tgid))
+            .or(self.side.map(|side| side.tgid))
+            .filter(|pid| *pid > 0)
+    }
+
+    /// Looks at the socket itself, if some process has it open still.
+    pub fn look(&self) -> Option<Look> {
+        let open = self.open?;
+        let fd = Process::open(open.pid).ok()?.descriptor(open.fd).ok()?;
+        let cookie: u64 = pidfd::option(&fd, libc::SOL_SOCKET, libc::SO_COOKIE).ok()?;
+        if cookie != self.cookie {
+            return None;
+        }
+        let flags = fcntl(fd.as_fd(), FcntlArg::F_GETFL).ok()?;
+        Some(Look {
+            nonblocking: OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK),
+            options: options(&fd),
+            cgroup: cgroup_path(&fd, self.cookie),
+        })
+    }
+}
+
+/// What `sa_options()` of src/bpf/reader.h looks at, as far as it can be asked.
+fn options(fd: &OwnedFd) -> Vec<&'static str> {
+    let int = |level, name| pidfd::option::<i32>(fd, level, name).unwrap_or_default();
+    let socket = |name| int(libc::SOL_SOCKET, name);
+    let tcp = |name| int(libc::IPPROTO_TCP, name);
+    let pacing = pidfd::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE);
+    [
+        ("TCP_ULP", tcp(libc::TCP_ULP) != 0),
+        ("SO_RCVLOWAT", socket(libc::SO_RCVLOWAT) > 1),
+        ("TCP_INQ", tcp(TCP_INQ) != 0),
+        ("SO_ZEROCOPY", socket(libc::SO_ZEROCOPY) != 0),
+        (
+            "SO_PEEK_OFF",
+            pidfd::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).is_ok_and(|at| at >= 0),
+        ),
+        (
+            "SO_TIMESTAMP",
+            socket(libc::SO_TIMESTAMP) != 0
+                || socket(libc::SO_TIMESTAMPNS) != 0
+                || socket(libc::SO_TIMESTAMPING) != 0,
+        ),
+        (
+            "SO_MAX_PACING_RATE",
+            pacing.is_ok_and(|rate| rate != NO_PACING && rate != u64::from(u32::MAX)),
+        ),
+        ("TCP_REPAIR", tcp(libc::TCP_REPAIR) > 0),
+    ]
+    .into_iter()
+    .filter_map(|(name, set)| set.then_some(name))
+    .collect()
+}
+
+fn cgroup_path(fd: &OwnedFd, cookie: u64) -> Option<String> {
+    let (local, remote) = names(fd)?;
+    let id = sock_diag::cgroup_of(pidfd::netns_of(fd).ok()?, local, remote, cookie)?;
+    Some(cgroup::path_of(id).map_or_else(
+        || format!("id {id} (removed)"),
+        |path| path.display().to_string(),
+    ))
+}

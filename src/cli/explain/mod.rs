@@ -1,0 +1,222 @@
+//! `explain`: one connection, both directions, every rule.
+
+mod find;
+mod rules;
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use super::Context;
+use super::addr::end;
+use crate::error::{Error, Result};
+use crate::maps::layout::PATH_REDIRECT;
+use crate::outcome::REASONS;
+use crate::output::say;
+use crate::state::{Instance, process};
+use find::{Connection, End, Look, Wanted, canonical, find};
+use rules::{Direction, Seen, Setting};
+
+/// Options of `explain`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Finds connections that are not accelerated, too: skipped, ejected, from before enable, from outside
+the enabled cgroups. ss -tnp lists all there are.
+
+Example:  sockaccel explain 127.0.0.1:41592 127.0.0.1:6379")]
+pub struct Args {
+    /// One end of the connection, ADDRESS:PORT
+    #[arg(requires = "remote", conflicts_with_all = ["pid", "port"])]
+    local: Option<SocketAddr>,
+    /// Its other end
+    remote: Option<SocketAddr>,
+    /// The connections that this process has open
+    #[arg(long, value_name = "PID", conflicts_with = "port")]
+    pid: Option<u32>,
+    /// The connections with this port at either end
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Connections to explain at most
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    limit: usize,
+}
+
+impl Args {
+    fn wanted(&self) -> Result<Wanted> {
+        match (self.local, self.remote, self.pid, self.port) {
+            (Some(local), Some(remote), _, _) => {
+                Ok(Wanted::Ends(canonical(local), canonical(remote)))
+            }
+            (_, _, Some(pid), _) => Ok(Wanted::Pid(pid)),
+            (_, _, _, Some(port)) => Ok(Wanted::Port(port)),
+            _ => Err(Error::Usage(
+                "explain what? Both ends of a connection (LOCAL REMOTE), --pid PID or --port PORT"
+                    .into(),
+            )),
+        }
+    }
+}
+
+/// A connection, looked at and judged.
+struct Explained {
+    connection: Connection,
+    looks: [Option<Look>; 2],
+    /// First to second, and back.
+    directions: Vec<Direction>,
+}
+
+/// Runs `explain`.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let wanted = args.wanted()?;
+    let instance = Instance::open(&context.place)?;
+    let found = find(&instance, wanted, args.limit)?;
+    if found.hidden > 0 && !context.output.json {
+        say(format_args!(
+            "sockaccel: the sockets of {} processes may not be looked at",
+            found.hidden
+        ));
+    }
+    if found.connections.is_empty() {
+        return Err(absent(wanted));
+    }
+    let setting = Setting {
+        config: instance.config()?,
+        attached: instance.attached()?,
+        instance: &instance,
+    };
+    let explained = found
+        .connections
+        .into_iter()
+        .map(|connection| explain(&setting, connection))
+        .collect::<Result<Vec<_>>>()?;
+    let value = json!({
+        "instance": instance.name(),
+        "connections": explained.iter().map(to_json).collect::<Vec<_>>(),
+        "more": found.more,
+    });
+    context.output.print(&value, || {
+        let mut text: Vec<String> = explained.iter().map(to_text).collect();
+        if found.more > 0 {
+            text.push(format!(
+                "{} more; name one by its ends, or give --limit N",
+                found.more
+            ));
+        }
+        text.join("\n\n")
+    })
+}
+
+fn absent(wanted: Wanted) -> Error {
+    let (what, way_out) = match wanted {
+        Wanted::Ends(a, b) => (
+            format!("no process has a TCP connection between {a} and {b} open"),
+            "All there are:  ss -tnp   (in a network namespace:  ss -tnp -N NAME)",
+        ),
+        Wanted::Pid(pid) => (
+            format!("process {pid} has no TCP connection open"),
+            "All there are:  ss -tnp",
+        ),
+        Wanted::Port(port) => (
+            format!("no process has a TCP connection with port {port} open"),
+            "All there are:  ss -tnp   (in a network namespace:  ss -tnp -N NAME)",
+        ),
+    };
+    Error::Failed(format!("{what}\n  {way_out}"))
+}
+
+fn explain(setting: &Setting<'_>, connection: Connection) -> Result<Explained> {
+    let looks = [
+        connection.first.look(),
+        connection.second.as_ref().and_then(End::look),
+    ];
+    let first = Seen {
+        end: &connection.first,
+        look: looks[0].as_ref(),
+    };
+    let second = connection.second.as_ref().map(|end| Seen {
+        end,
+        look: looks[1].as_ref(),
+    });
+    let mut directions = vec![setting.judge(first, second)?];
+    if let Some(second) = second {
+        directions.push(setting.judge(second, Some(first))?);
+    }
+    Ok(Explained {
+        connection,
+        looks,
+        directions,
+    })
+}
+
+fn ends(explained: &Explained) -> impl Iterator<Item = (&End, Option<&Look>)> {
+    let Connection { first, second } = &explained.connection;
+    [Some(first), second.as_ref()]
+        .into_iter()
+        .zip(&explained.looks)
+        .filter_map(|(end, look)| Some((end?, look.as_ref())))
+}
+
+fn to_json(explained: &Explained) -> Value {
+    json!({
+        "ends": ends(explained).map(|(end, look)| end_json(end, look)).collect::<Vec<_>>(),
+        "directions": ends(explained)
+            .zip(&explained.directions)
+            .map(|((end, _), direction)| direction_json(end, direction))
+            .collect::<Vec<_>>(),
+    })
+}
+
+fn end_json(end: &End, look: Option<&Look>) -> Value {
+    let reason = end.record.map_or(0, |sock| match sock.skipped {
+        0 => sock.ejected,
+        skipped => skipped,
+    });
+    json!({
+        "cookie": end.cookie.to_string(),
+        "local": end.local.to_string(),
+        "remote": end.remote.to_string(),
+        "role": end.role().map(|active| if active { "active" } else { "passive" }),
+        "pid": end.pid(),
+        "command": end.pid().and_then(process::name),
+        "cgroup": look.and_then(|look| look.cgroup.as_ref()),
+        "nonblocking": look.map(|look| look.nonblocking),
+        "options": look.map(|look| &look.options),
+        "seen": end.record.is_some(),
+        "enrolled": end.enrolled.is_some(),
+        "reason": REASONS.get(reason as usize).filter(|_| reason != 0).map(|reason| reason.name),
+    })
+}
+
+fn direction_json(from: &End, direction: &Direction) -> Value {
+    let sock = from.record;
+    json!({
+        "from": from.local.to_string(),
+        "to": from.remote.to_string(),
+        "accelerated": direction.accelerated,
+        "why": direction.why,
+        "path": from.enrolled.and(sock).map(|sock| if sock.path == PATH_REDIRECT { "redirect" } else { "stack" }),
+        "redirected_messages": sock.map(|sock| sock.redirected_messages),
+        "redirected_bytes": sock.map(|sock| sock.redirected_bytes),
+        "stack_messages": sock.map(|sock| sock.stack_messages),
+        "stack_bytes": sock.map(|sock| sock.stack_bytes),
+        "rules": direction.rules.iter().map(rules::Rule::to_json).collect::<Vec<_>>(),
+    })
+}
+
+fn to_text(explained: &Explained) -> String {
+    let mut lines = Vec::new();
+    for ((from, _), direction) in ends(explained).zip(&explained.directions) {
+        let through = match from.tuple() {
+            Some(tuple) if tuple.listen_port != 0 && tuple.listen_port != tuple.local_port => {
+                format!(" (listener {})", end(tuple.local, tuple.listen_port))
+            }
+            _ => String::new(),
+        };
+        lines.push(format!(
+            "{}{through} -> {}: {}",
+            from.local, from.remote, direction.why
+        ));
+        lines.extend(direction.rules.iter().map(rules::Rule::to_text));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,89 @@
+//! The most frequent reasons why something is not accelerated, in sentences.
+
+use serde_json::{Value, json};
+
+use crate::maps::Stats;
+use crate::outcome::{Outcome, REASONS, WHYS};
+
+/// Reasons of each kind that are told at most.
+pub const TOP: usize = 5;
+
+/// One reason with how often.
+#[derive(Debug, Clone)]
+pub struct Reason {
+    /// The reason.
+    pub outcome: Outcome,
+    /// How often.
+    pub count: u64,
+    unit: &'static str,
+}
+
+impl Reason {
+    /// As in `not_accelerated` of `status`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "reason": self.outcome.name,
+            "count": self.count,
+            "unit": self.unit,
+            "text": self.outcome.text,
+            "remedy": self.outcome.remedy,
+        })
+    }
+
+    /// A sentence, and what would change it unless that is empty.
+    pub fn to_text(&self, remedy: &str) -> String {
+        let Self {
+            outcome: Outcome { text, .. },
+            count,
+            ..
+        } = self;
+        let mut line = if self.unit == "sockets" {
+            format!("{count} sockets are not accelerated: {text}")
+        } else {
+            format!("{count} messages of enrolled sockets went by the stack: {text}")
+        };
+        if !remedy.is_empty() {
+            line.push_str("\n  To change it:  ");
+            line.push_str(remedy);
+        }
+        line
+    }
+}
+
+/// The most frequent reasons: first what keeps whole connections out, then
+/// what keeps messages of enrolled ones on the stack.
+pub fn top(stats: &Stats) -> Vec<Reason> {
+    [
+        most(&kept_out(stats), REASONS, "sockets"),
+        most(&stats.stack_why, WHYS, "messages"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Sockets that were skipped or ejected, by the index of [`REASONS`].
+pub fn kept_out(stats: &Stats) -> Vec<u64> {
+    stats
+        .skipped
+        .iter()
+        .zip(&stats.ejected)
+        .map(|(skipped, ejected)| skipped + ejected)
+        .collect()
+}
+
+fn most(counts: &[u64], outcomes: &[Outcome], unit: &'static str) -> Vec<Reason> {
+    let mut reasons: Vec<Reason> = counts
+        .iter()
+        .zip(outcomes)
+        .filter(|(count, _)| **count > 0)
+        .map(|(count, outcome)| Reason {
+            outcome: *outcome,
+            count: *count,
+            unit,
+        })
+        .collect();
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
+    reasons.truncate(TOP);
+    reasons
+}

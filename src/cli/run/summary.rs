@@ -1,0 +1,135 @@
+//! What became of the command's connections.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cli::reasons::{self, Reason};
+use crate::cli::stats;
+use crate::maps::Stats;
+use crate::outcome::REASONS;
+use crate::state::temporary::{Remains, Stale};
+
+/// Processes that are named at most.
+const NAMED: usize = 8;
+
+/// Everything there is to tell.
+#[derive(Debug)]
+pub struct Summary<'a> {
+    pub command: &'a [OsString],
+    pub instance: &'a str,
+    pub status: u8,
+    pub elapsed: Duration,
+    pub stats: Stats,
+    pub remains: Remains,
+}
+
+impl Summary<'_> {
+    /// See sockaccel(8), JSON FIELDS.
+    pub fn to_json(&self) -> Value {
+        let reasons = reasons::top(&self.stats);
+        json!({
+            "command": self.command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>(),
+            "instance": self.instance,
+            "exit_status": self.status,
+            "seconds": self.elapsed.as_secs_f64(),
+            "redirected_share": self.stats.redirected_share(),
+            "stats": stats::to_json(&self.stats),
+            "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
+            "left_processes": self.remains.processes,
+        })
+    }
+
+    /// For people, on standard error.
+    pub fn to_text(&self) -> String {
+        let stats = &self.stats;
+        let mut lines = vec![format!("sockaccel: {}", headline(stats))];
+        if stats.seen > 0 {
+            lines.push(format!(
+                "  {} of {} sockets were enrolled; {} of {} messages and {} of {} bytes of theirs were redirected",
+                stats.enrolled(),
+                stats.seen,
+                stats.redirected_messages,
+                stats.redirected_messages + stats.stack_messages,
+                stats.redirected_bytes,
+                stats.redirected_bytes + stats.stack_bytes,
+            ));
+        }
+        for reason in reasons::top(stats) {
+            let text = reason.to_text(&remedy(&reason));
+            lines.extend(text.lines().map(|line| format!("  {line}")));
+        }
+        if !self.remains.processes.is_empty() {
+            lines.push(format!(
+                "  {} still run; their connections go on as plain TCP",
+                processes(&self.remains.processes)
+            ));
+        }
+        lines.join("\n")
+    }
+}
+
+fn headline(stats: &Stats) -> String {
+    let outside = reasons::kept_out(stats)[no_local_peer()];
+    if stats.seen == 0 {
+        "the command established no TCP connection".to_owned()
+    } else if let Some(share) = stats
+        .redirected_share()
+        .filter(|_| stats.redirected_bytes > 0)
+    {
+        format!(
+            "{:.1} % of the bytes that enrolled sockets sent bypassed the TCP/IP stack",
+            100.0 * share
+        )
+    } else if outside == stats.seen {
+        "nothing was accelerated: the other end of every connection is outside of the command"
+            .to_owned()
+    } else {
+        "nothing was accelerated".to_owned()
+    }
+}
+
+fn no_local_peer() -> usize {
+    REASONS
+        .iter()
+        .position(|reason| reason.name == "no_local_peer")
+        .unwrap_or_default()
+}
+
+/// The same as elsewhere, for an instance that is made anew each time.
+fn remedy(reason: &Reason) -> String {
+    match reason.outcome.name {
+        "no_local_peer" => {
+            "start both ends in one run:  sockaccel run -- sh -c 'SERVER & CLIENT'".to_owned()
+        }
+        "map_full" => "sockaccel run --max-sockets N".to_owned(),
+        _ => reason
+            .outcome
+            .remedy
+            .replace("sockaccel enable", "sockaccel run"),
+    }
+}
+
+fn processes(pids: &[u32]) -> String {
+    let named: Vec<String> = pids.iter().take(NAMED).map(u32::to_string).collect();
+    let more = if pids.len() > NAMED { ", ..." } else { "" };
+    format!(
+        "{} processes of the command ({}{more})",
+        pids.len(),
+        named.join(", ")
+    )
+}
+
+/// One line on what an earlier, killed run had left.
+pub fn swept(stale: &Stale) -> String {
+    let cgroup = stale.cgroup.display();
+    if stale.removed {
+        format!("removed what a killed run had left: {cgroup}")
+    } else {
+        format!(
+            "a killed run has left processes in {cgroup}: they are not accelerated any more\n  \
+             The cgroup goes with the next run after they have ended."
+        )
+    }
+}

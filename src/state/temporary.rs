@@ -1,0 +1,327 @@
+//! A cgroup and an instance that live as long as one `run`.
+//!
+//! The cgroup's directory is locked with flock(2) meanwhile. The kernel lets go
+//! of the lock when the process ends, however it does: what is not locked was
+//! left behind by a killed `run`, and the next one sweeps it away.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::bpffs;
+use super::cgroup::{self, Cgroup, members};
+use super::dir::Place;
+use super::drain::{self, Patience};
+use super::instance::{Instance, Settings};
+use crate::error::{Error, Result, on};
+
+/// What the names of these cgroups begin with; the instance's name follows.
+const PREFIX: &str = "sockaccel-run@";
+
+/// The kernel lets go of a process that has just ended a little later.
+const REMOVE_TRIES: u32 = 100;
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// A name that no other `run` of this machine has, in whatever pid namespace.
+pub fn unique_instance() -> String {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    format!("run-{}-{}", std::process::id(), now.as_nanos())
+}
+
+fn is_generated(instance: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    instance
+        .strip_prefix("run-")
+        .and_then(|rest| rest.split_once('-'))
+        .is_some_and(|(pid, time)| number(pid) && number(time))
+}
+
+/// The cgroup, and the instance once it is enabled. Both are taken away again on
+/// drop; [`Temporary::close`] tells what could not be.
+#[derive(Debug)]
+pub struct Temporary {
+    place: Place,
+    cgroup: Cgroup,
+    lock: Option<Flock<File>>,
+    mounted: bool,
+    open: bool,
+}
+
+/// What remained of a command that ended.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// Processes that it started and that still run, back in the cgroup that
+    /// `run` itself is in.
+    pub processes: Vec<u32>,
+    /// What could not be taken away.
+    pub failures: Vec<Error>,
+}
+
+impl Temporary {
+    /// Makes the cgroup: below the one this process is in, or where that is not
+    /// possible, at the root.
+    pub fn new(place: &Place) -> Result<Self> {
+        let mounts = cgroup::mounts();
+        if mounts.is_empty() {
+            return Err(Error::Failed(
+                "this machine has no cgroup2 mount\n  Mount it:  mount -t cgroup2 none DIR".into(),
+            ));
+        }
+        let mut failure = None;
+        for parent in cgroup::own().into_iter().chain(mounts) {
+            match make_below(&parent, &place.instance) {
+                Ok((cgroup, lock)) => {
+                    return Ok(Self {
+                        place: place.clone(),
+                        cgroup,
+                        lock: Some(lock),
+                        mounted: false,
+                        open: true,
+                    });
+                }
+                Err(e) if is_taken(&e) => return Err(e),
+                // The first one is where it should be.
+                Err(e) => failure = failure.or(Some(e)),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::Failed("no cgroup could be made".into())))
+    }
+
+    /// Where the command is to run.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The instance's name and place.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Enables the instance, which must not exist yet.
+    pub fn enable(&mut self, settings: &Settings) -> Result<()> {
+        self.mounted = bpffs::ensure(&self.place.bpffs)?;
+        // A thread of its own: where tracefs is missing it gets a mount namespace,
+        // which the command must not inherit.
+        thread::scope(|scope| {
+            scope
+                .spawn(|| Instance::create(&self.place, &self.cgroup, settings))
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Stops redirecting, moves what still runs in the cgroup to that of `run`
+    /// itself, removes everything.
+    pub fn close(mut self) -> Remains {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Remains {
+        let mut remains = Remains::default();
+        if !std::mem::take(&mut self.open) {
+            return remains;
+        }
+        if let Err(e) = disable_on(&self.place, self.cgroup.id) {
+            remains.failures.push(e);
+        }
+        let home = cgroup::own();
+        for attempt in 0..REMOVE_TRIES {
+            if attempt > 0 {
+                thread::sleep(REMOVE_PAUSE);
+            }
+            for pid in members(&self.cgroup.path) {
+                let moved = home.as_ref().is_some_and(|home| {
+                    fs::write(home.join("cgroup.procs"), pid.to_string()).is_ok()
+                });
+                if moved && !remains.processes.contains(&pid) {
+                    remains.processes.push(pid);
+                }
+            }
+            match remove_empty(&self.cgroup.path) {
+                Ok(()) => break,
+                Err(e) if attempt + 1 == REMOVE_TRIES => remains.failures.push(
+                    Error::path("remove cgroup", &self.cgroup.path, e).hint(format!(
+                        "Processes are in it or below it; the next sockaccel run removes it once they have ended, or:  rmdir {}",
+                        self.cgroup.path.display()
+                    )),
+                ),
+                Err(_) => {}
+            }
+        }
+        // Moved while it was exiting is not left.
+        remains.processes.retain(|pid| is_running(*pid));
+        self.lock = None;
+        if self.mounted {
+            bpffs::unmount_if_unused(&self.place.bpffs);
+        }
+        remains
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        self.take_down();
+    }
+}
+
+fn is_taken(error: &Error) -> bool {
+    matches!(error, Error::Os { source, .. } if source.kind() == ErrorKind::AlreadyExists)
+}
+
+/// What outlives the command gets a moment to read what was redirected to it.
+fn disable(place: &Place) -> Result<()> {
+    let patience = |now| Patience {
+        timeout: Duration::from_secs(5),
+        now,
+    };
+    if !drain::disable(place, None, patience(false), |_| {})?
+        .waiting
+        .is_empty()
+    {
+        drain::disable(place, None, patience(true), |_| {})?;
+    }
+    Ok(())
+}
+
+/// Unless it is somebody else's of the same name, on other cgroups.
+fn disable_on(place: &Place, cgroup: u64) -> Result<()> {
+    let instance = match Instance::open_to_remove(place) {
+        Err(Error::NotEnabled { .. }) => return Ok(()),
+        instance => instance?,
+    };
+    if instance
+        .attached()?
+        .iter()
+        .any(|attached| attached.id == cgroup)
+    {
+        drop(instance);
+        disable(place)?;
+    }
+    Ok(())
+}
+
+fn is_running(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('Z'))
+    })
+}
+
+/// A locked cgroup. A sweep that saw it before it was locked has removed it.
+fn make_below(parent: &Path, instance: &str) -> Result<(Cgroup, Flock<File>)> {
+    let path = parent.join(format!("{PREFIX}{instance}"));
+    loop {
+        fs::create_dir(&path).map_err(|e| {
+            let hint = if e.kind() == ErrorKind::AlreadyExists {
+                "Another sockaccel run of this name; give another with --instance, or none."
+            } else {
+                ""
+            };
+            Error::path("create cgroup", &path, e).hint(hint)
+        })?;
+        let dir = File::open(&path).map_err(on("open cgroup", &path))?;
+        let lock = Flock::lock(dir, FlockArg::LockExclusive)
+            .map_err(|(_, e)| on("lock cgroup", &path)(e.into()))?;
+        let inode = lock.metadata().map_err(on("look at", &path))?.ino();
+        if !fs::metadata(&path).is_ok_and(|now| now.ino() == inode) {
+            continue;
+        }
+        // Below a threaded cgroup no process can enter.
+        let kind = fs::read_to_string(path.join("cgroup.type")).unwrap_or_default();
+        if kind.trim() == "domain invalid" {
+            let _ = fs::remove_dir(&path);
+            return Err(Error::Failed(format!(
+                "{} is a threaded cgroup: none of its own can be made for the command",
+                parent.display()
+            )));
+        }
+        return Ok((Cgroup::open(&path)?, lock));
+    }
+}
+
+/// Removes the cgroup and those that its processes made in it, if all are empty.
+fn remove_empty(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)?.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_empty(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+/// Something that a killed `run` left behind.
+#[derive(Debug)]
+pub struct Stale {
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+    /// The cgroup was removed; else processes still are in it.
+    pub removed: bool,
+}
+
+/// Takes away what killed ones left: instances of this bpffs are disabled,
+/// cgroups removed unless something still runs in them.
+pub fn sweep(place: &Place) -> Vec<Stale> {
+    let mut swept = Vec::new();
+    for root in cgroup::mounts() {
+        for path in cgroup::named(&root, PREFIX) {
+            swept.extend(sweep_one(place, &path));
+        }
+    }
+    // Somebody removed the cgroup alone.
+    for name in place.instances() {
+        let orphan = Place {
+            instance: name,
+            ..place.clone()
+        };
+        if is_generated(&orphan.instance) && has_no_cgroup(&orphan) && disable(&orphan).is_ok() {
+            swept.push(Stale {
+                cgroup: format!("{PREFIX}{}", orphan.instance).into(),
+                removed: true,
+            });
+        }
+    }
+    swept
+}
+
+fn sweep_one(place: &Place, path: &Path) -> Option<Stale> {
+    let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?;
+    let orphan = Place::new(name, &place.bpffs).ok()?;
+    let cgroup = Cgroup::open(path).ok()?;
+    // Held by the run that lives in it.
+    let _lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()?;
+    disable_on(&orphan, cgroup.id).ok()?;
+    Some(Stale {
+        removed: remove_empty(path).is_ok(),
+        cgroup: path.to_owned(),
+    })
+}
+
+fn has_no_cgroup(place: &Place) -> bool {
+    Instance::open(place)
+        .and_then(|instance| instance.attached())
+        .is_ok_and(|all| all.iter().all(|attached| attached.path.is_none()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_names_are_recognised_and_fit() {
+        let name = unique_instance();
+        assert!(is_generated(&name), "{name}");
+        Place::new(&name, Path::new("/")).expect("a valid name");
+        for other in ["run-", "run-1", "run-1-", "run-a-1", "run-1-2-3", "job-1-2"] {
+            assert!(!is_generated(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,657 @@
+//! `run`: what it runs is accelerated, its exit status and signals are the
+//! command's, and nothing stays, however it ends.
+
+mod common;
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::mount::MntFlags;
+use nix::mount::umount2;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use common::cgroup;
+use common::deadline::Deadline;
+use common::helper;
+use common::helper::Channel;
+use common::helper::Helper;
+use common::pair::Options;
+use common::pair::Pair;
+use common::pair::accept;
+use common::pair::connect;
+use common::pair::listen;
+use common::warm::round_trip;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
+/// Where the "outside" role connects.
+const PEER: &str = "SOCKACCEL_TEST_PEER";
+const ROUNDS: u32 = 50;
+/// For env(1): where the tests are a background job both are ignored, and a shell
+/// cannot trap what was.
+const DEFAULT: &str = "--default-signal=INT,QUIT";
+
+/// A bpffs directory of the test's own, not mounted: `run` does that.
+#[derive(Debug)]
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        common::require_root();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(dir.path().join("bpf")).expect("mkdir");
+        Self { dir }
+    }
+
+    fn bpffs(&self) -> PathBuf {
+        self.dir.path().join("bpf")
+    }
+
+    fn summary_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `run OPTIONS --`, for the command to be added.
+    fn run(&self, options: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command
+            .arg("run")
+            .arg("--bpffs")
+            .arg(self.bpffs())
+            .args(["--allow", "fionread"])
+            .args(options)
+            .arg("--")
+            .env_remove("SOCKACCEL_ALLOW")
+            .env_remove("SOCKACCEL_INSTANCE");
+        command
+    }
+
+    /// The same with a JSON summary in a file.
+    fn run_told(&self, name: &str, options: &[&str]) -> Command {
+        let file = self.summary_file(name);
+        let file = file.to_str().expect("UTF-8");
+        self.run(&[&["--json", "--summary", file], options].concat())
+    }
+
+    fn summary(&self, name: &str) -> Value {
+        let text = fs::read_to_string(self.summary_file(name)).expect("the summary");
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    fn instances(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.bpffs().join("sockaccel"));
+        entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
+    /// No instance, no mount, no cgroup of these instances.
+    fn assert_clean(&self, when: &str) {
+        assert_eq!(self.instances(), Vec::<String>::new(), "{when}");
+        let mounts = fs::read_to_string("/proc/mounts").expect("/proc/mounts");
+        let bpffs = self.bpffs().display().to_string();
+        assert!(!mounts.contains(&bpffs), "{when}: {bpffs} is still mounted");
+    }
+
+    /// A plain `run -- true`, which sweeps.
+    fn sweep(&self) -> Output {
+        let output = self.run(&[]).arg("true").output().expect("run");
+        assert!(output.status.success(), "{output:?}");
+        output
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.bpffs().join("sockaccel").exists() {
+            let _ = self.run(&[]).arg("true").output();
+        }
+        while umount2(&self.bpffs(), MntFlags::MNT_DETACH).is_ok() {}
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn cgroup_of(instance: &str) -> Vec<PathBuf> {
+    fn below(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+                continue;
+            }
+            if entry.file_name() == OsStr::new(name) {
+                found.push(entry.path());
+            }
+            below(&entry.path(), name, found);
+        }
+    }
+    let mut found = Vec::new();
+    below(
+        &cgroup::mount(),
+        &format!("sockaccel-run@{instance}"),
+        &mut found,
+    );
+    found
+}
+
+/// Runs this role as the command, to its end.
+fn run_role(mut command: Command, role: &str) -> Output {
+    command
+        .arg(env::current_exe().expect("the test binary"))
+        .args(helper::ARGUMENTS)
+        .env(helper::ROLE, role)
+        .stdin(Stdio::null())
+        .output()
+        .expect("run")
+}
+
+#[test]
+fn what_it_runs_is_accelerated_and_nothing_stays() {
+    let place = Place::new();
+    let output = run_role(place.run_told("s", &[]), "pair");
+    assert!(output.status.success(), "{output:?}");
+    let summary = place.summary("s");
+    let stats = &summary["stats"];
+    assert_eq!(stats["enrolled"], 2, "{summary}");
+    let redirected = stats["redirected_messages"].as_u64().expect("a count");
+    assert!(redirected >= u64::from(ROUNDS), "{summary}");
+    let share = summary["redirected_share"].as_f64().expect("a share");
+    assert!(share > 0.5 && share < 1.0, "{summary}");
+    assert_eq!(summary["exit_status"], 0);
+    assert_eq!(summary["left_processes"], serde_json::json!([]));
+    place.assert_clean("a run");
+    let instance = summary["instance"].as_str().expect("a name");
+    assert_eq!(cgroup_of(instance), Vec::<PathBuf>::new());
+
+    // For people, on standard error alone.
+    let output = run_role(place.run(&[]), "pair");
+    let said = stderr(&output);
+    assert!(said.contains("bypassed the TCP/IP stack"), "{said}");
+    assert!(said.contains("2 of 2 sockets were enrolled"), "{said}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("sockaccel:"));
+}
+
+#[test]
+fn blocking_programs_are_named_with_the_option_for_them() {
+    let place = Place::new();
+    let output = run_role(place.run(&[]), "blocking");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("nothing was accelerated"), "{said}");
+    assert!(said.contains("reads from a blocking socket"), "{said}");
+    let option = "--blocking-readers accelerate";
+    assert!(said.contains(&format!("sockaccel run {option}")), "{said}");
+
+    let options: Vec<&str> = option.split(' ').collect();
+    let output = run_role(place.run_told("s", &options), "blocking");
+    assert!(output.status.success(), "{output:?}");
+    let summary = place.summary("s");
+    let redirected = summary["stats"]["redirected_messages"].as_u64();
+    assert!(redirected >= Some(u64::from(ROUNDS)), "{summary}");
+}
+
+#[test]
+fn peers_outside_of_the_command_are_told() {
+    let place = Place::new();
+    let listener = listen(&Options::default());
+    let to = listener.local_addr().expect("getsockname");
+    let mut command = place.run(&[]);
+    command.env(PEER, to.to_string());
+    let server = std::thread::spawn(move || {
+        let server = accept(&listener, &Options::default());
+        let deadline = Deadline::seconds(20);
+        let mut byte = [0; 4];
+        for _ in 0..ROUNDS {
+            common::stream::recv_all(&server, &mut byte, deadline);
+            common::stream::send_all(&server, &byte, deadline);
+        }
+    });
+    let output = run_role(command, "outside");
+    server.join().expect("the server");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("the other end of every connection is outside of the command"),
+        "{said}"
+    );
+    assert!(said.contains("start both ends in one run"), "{said}");
+}
+
+#[test]
+fn the_exit_status_is_the_commands_or_as_env_has_it() {
+    let place = Place::new();
+    let missing = place.summary_file("no/such/file");
+    let missing = missing.to_str().expect("UTF-8");
+    let cases: &[(&[&str], &[&str], i32, &str)] = &[
+        (&[], &["true"], 0, "no TCP connection"),
+        (&[], &["sh", "-c", "exit 7"], 7, ""),
+        (&[], &["sh", "-c", "kill -TERM $$"], 143, ""),
+        (&[], &["sh", "-c", "kill -KILL $$"], 137, ""),
+        (
+            &[],
+            &["/no/such/program"],
+            127,
+            "cannot execute /no/such/program",
+        ),
+        (&[], &["/etc/passwd"], 126, "cannot execute /etc/passwd"),
+        (&[], &[], 125, "COMMAND"),
+        (&["--bogus"], &["true"], 125, "--bogus"),
+        (&["--port", "0"], &["true"], 125, "is not a port"),
+        (&["--instance", "a.b"], &["true"], 125, "instance name"),
+        (&["--bpffs", "/no/such"], &["true"], 125, "--bpffs"),
+        (
+            &["--summary", missing],
+            &["touch", "/no/such"],
+            125,
+            "cannot create",
+        ),
+    ];
+    for (options, command, status, said) in cases {
+        let output = place.run(options).args(*command).output().expect("run");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(*status), "{command:?}: {text}");
+        assert!(text.contains(said), "{command:?}: {text}");
+        assert!(output.stdout.is_empty(), "{command:?}: {output:?}");
+        place.assert_clean(&format!("{options:?} {command:?}"));
+    }
+    let nobody = as_nobody(place.run(&["--json"]));
+    assert_eq!(nobody.status.code(), Some(125), "{nobody:?}");
+    let said = stderr(&nobody);
+    assert!(
+        said.contains("sudo sockaccel run --allow fionread -- true"),
+        "{said}"
+    );
+    assert!(nobody.stdout.is_empty(), "{nobody:?}");
+}
+
+fn as_nobody(mut command: Command) -> Output {
+    let binary = env::temp_dir().join(common::unique("sockaccel-nobody"));
+    fs::copy(BINARY, &binary).expect("copy the binary where nobody can read it");
+    let mut copy = Command::new(&binary);
+    copy.args(command.arg("true").get_args())
+        .uid(65534)
+        .gid(65534);
+    let output = copy.output().expect("run");
+    fs::remove_file(&binary).expect("remove it");
+    output
+}
+
+#[test]
+fn standard_streams_and_mounts_are_the_callers() {
+    let place = Place::new();
+    let mut child = place
+        .run(&[])
+        .args([
+            "sh",
+            "-c",
+            "cat; readlink /proc/self/ns/mnt; echo $SOCKACCEL_INSTANCE",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("run");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(b"hello\n").expect("write");
+    drop(stdin);
+    let output = child.wait_with_output().expect("wait");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let lines: Vec<&str> = text.lines().collect();
+    let own = fs::read_link("/proc/self/ns/mnt").expect("a namespace");
+    assert_eq!(lines[..2], ["hello", &own.to_string_lossy()]);
+    assert!(lines[2].starts_with("run-"), "{text}");
+}
+
+#[test]
+fn an_instance_that_is_there_is_left_alone() {
+    let place = Place::new();
+    let name = common::unique("named");
+    let outer = place
+        .run(&["--instance", &name])
+        .args([BINARY, "run", "--bpffs"])
+        .arg(place.bpffs())
+        .args(["--allow", "fionread", "--instance", &name, "--"])
+        .args(["sh", "-c", "echo $SOCKACCEL_INSTANCE"])
+        .output()
+        .expect("run");
+    // The name of the run around it is no name of its own.
+    assert!(outer.status.success(), "{outer:?}");
+    let inner = String::from_utf8_lossy(&outer.stdout).into_owned();
+    assert!(inner.starts_with("run-"), "{inner}");
+
+    let other = common::unique("other");
+    let script = format!(
+        "env -u SOCKACCEL_INSTANCE {BINARY} run --bpffs {0} --instance {other} -- true; \
+         echo inner=$?; {BINARY} status --bpffs {0} >/dev/null",
+        place.bpffs().display()
+    );
+    let clash = place
+        .run(&["--instance", &other])
+        .args(["sh", "-c", &script])
+        .output()
+        .expect("run");
+    assert_eq!(clash.status.code(), Some(0), "{clash:?}");
+    assert_eq!(String::from_utf8_lossy(&clash.stdout), "inner=125\n");
+    place.assert_clean("both");
+}
+
+/// How the command answers a signal that is sent to `run`.
+#[test]
+fn signals_are_the_commands() {
+    let place = Place::new();
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
+        let name = signal.as_str().trim_start_matches("SIG");
+        let number = signal as i32;
+        for (action, expected) in [
+            (format!("trap 'exit 40' {name};"), 40),
+            (String::new(), 128 + number),
+        ] {
+            // A core file would be written for SIGQUIT.
+            let script = format!("ulimit -c 0; {action} echo ready; while :; do sleep 0.02; done");
+            let mut run = place
+                .run(&[])
+                .args(["env", DEFAULT, "sh", "-c", &script])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("run");
+            let mut stdout = std::io::BufReader::new(run.stdout.take().expect("a pipe"));
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut stdout, &mut line).expect("read");
+            assert_eq!(line, "ready\n");
+            kill(Pid::from_raw(run.id().cast_signed()), signal).expect("kill");
+            let deadline = Deadline::seconds(60);
+            let status = loop {
+                if let Some(status) = run.try_wait().expect("wait") {
+                    break status;
+                }
+                deadline.check("the end");
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            assert_eq!(status.code(), Some(expected), "{name}: {status:?}");
+            place.assert_clean(name);
+        }
+    }
+}
+
+/// The terminal sends to the whole job: the command must not get it twice.
+#[test]
+fn an_interrupt_of_the_terminal_comes_once() {
+    let place = Place::new();
+    let count = place.summary_file("count");
+    let count = count.display();
+    let inner = format!(
+        "trap 'echo x >>{count}' INT; touch {count}; n=0; i=0; \
+         while [ $n -lt 20 ] && [ $i -lt 600 ]; do \
+         sleep 0.05; i=$((i + 1)); [ -s {count} ] && n=$((n + 1)); done; exit 9"
+    );
+    let run = format!(
+        "trap : INT; {BINARY} run --bpffs {} --allow fionread -- \
+         env {DEFAULT} sh -c \"$INNER\"; echo status=$?",
+        place.bpffs().display()
+    );
+    let mut script = Command::new("script")
+        .args(["-qec", &run, "/dev/null"])
+        .env("INNER", inner)
+        .env("SHELL", "/bin/sh")
+        .env_remove("SOCKACCEL_INSTANCE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script(1) is needed");
+    let deadline = Deadline::seconds(60);
+    deadline.until("the command runs", || place.summary_file("count").exists());
+    let mut keyboard = script.stdin.take().expect("a pipe");
+    keyboard.write_all(b"\x03").expect("type");
+    let output = script.wait_with_output().expect("wait");
+    drop(keyboard);
+    let screen = String::from_utf8_lossy(&output.stdout);
+    assert!(screen.contains("status=9"), "{screen}");
+    let interrupts = fs::read_to_string(place.summary_file("count")).expect("the count");
+    assert_eq!(interrupts.lines().count(), 1, "{screen}");
+}
+
+/// A helper in a run of its own: has made a pair and was redirected.
+fn warm_helper(place: &Place, name: &str) -> Helper {
+    let mut helper = Helper::start_under(place.run_told(name, &[]), "rounds");
+    exchange(&mut helper);
+    helper
+}
+
+fn exchange(helper: &mut Helper) {
+    helper.say("go");
+    assert_eq!(helper.hear(), "done");
+}
+
+#[test]
+fn runs_at_once_are_independent() {
+    let place = Place::new();
+    let mut first = warm_helper(&place, "first");
+    let mut second = warm_helper(&place, "second");
+    assert_eq!(place.instances().len(), 2);
+    first.say("end");
+    assert_eq!(first.wait(), 0);
+    assert_eq!(place.instances().len(), 1);
+    exchange(&mut second);
+    second.say("end");
+    assert_eq!(second.wait(), 0);
+    for (name, rounds) in [("first", 1), ("second", 2)] {
+        let summary = place.summary(name);
+        let redirected = summary["stats"]["redirected_messages"].as_u64();
+        assert!(redirected >= Some(u64::from(rounds * ROUNDS)), "{summary}");
+        assert_eq!(summary["stats"]["enrolled"], 2, "{summary}");
+    }
+    assert_eq!(place.instances(), Vec::<String>::new());
+}
+
+#[test]
+fn processes_that_go_on_are_told_and_go_on_as_plain_tcp() {
+    let place = Place::new();
+    let mut command = place.run_told("s", &[]);
+    // A background job of sh has no stdin but by another descriptor.
+    command.args([
+        "sh",
+        "-c",
+        "exec 3<&0; \"$0\" \"$@\" <&3 & exec 3<&-; sleep 1000",
+    ]);
+    let mut helper = Helper::start_under(command, "rounds");
+    exchange(&mut helper);
+    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGTERM).expect("kill");
+    assert_eq!(helper.wait(), 143);
+    let summary = place.summary("s");
+    let left: Vec<i32> = summary["left_processes"]
+        .as_array()
+        .expect("an array")
+        .iter()
+        .filter_map(|pid| i32::try_from(pid.as_i64()?).ok())
+        .collect();
+    let named: Vec<String> = left
+        .iter()
+        .map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default())
+        .collect();
+    for (pid, name) in left.iter().zip(&named) {
+        if name.trim() == "sleep" {
+            kill(Pid::from_raw(*pid), Signal::SIGTERM).expect("kill");
+        }
+    }
+    assert_eq!(left.len(), 2, "{summary} {named:?}");
+    place.assert_clean("the end of the command");
+    let instance = summary["instance"].as_str().expect("a name");
+    assert_eq!(cgroup_of(instance), Vec::<PathBuf>::new());
+    exchange(&mut helper);
+    let redirected = summary["stats"]["redirected_messages"].as_u64();
+    assert!(redirected >= Some(u64::from(ROUNDS)), "{summary}");
+}
+
+#[test]
+fn what_a_killed_run_leaves_goes_with_the_next() {
+    let place = Place::new();
+    let mut helper = warm_helper(&place, "s");
+    let instances = place.instances();
+    assert_eq!(instances.len(), 1);
+    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGKILL).expect("kill");
+    assert_eq!(helper.wait(), -9);
+    // Nobody is there to take it down, and nothing is broken.
+    assert_eq!(place.instances(), instances);
+    exchange(&mut helper);
+
+    let said = stderr(&place.sweep());
+    assert!(said.contains("a killed run has left processes"), "{said}");
+    assert_eq!(place.instances(), Vec::<String>::new());
+    let cgroup = cgroup_of(&instances[0]);
+    assert_eq!(cgroup.len(), 1, "the helper is in it");
+    exchange(&mut helper);
+
+    helper.say("end");
+    let members = cgroup[0].join("cgroup.procs");
+    Deadline::seconds(30).until("the helper has ended", || {
+        fs::read_to_string(&members).is_ok_and(|members| members.is_empty())
+    });
+    let said = stderr(&place.sweep());
+    assert!(
+        said.contains("removed what a killed run had left"),
+        "{said}"
+    );
+    assert_eq!(cgroup_of(&instances[0]), Vec::<PathBuf>::new());
+
+    // By hand, without another run.
+    let mut helper = warm_helper(&place, "t");
+    let instances = place.instances();
+    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGKILL).expect("kill");
+    helper.wait();
+    let disabled = Command::new(BINARY)
+        .args(["disable", "--instance", &instances[0], "--bpffs"])
+        .arg(place.bpffs())
+        .status()
+        .expect("disable");
+    assert!(disabled.success());
+    assert_eq!(place.instances(), Vec::<String>::new());
+    exchange(&mut helper);
+    helper.say("end");
+    let cgroup = cgroup_of(&instances[0]);
+    Deadline::seconds(30).until("the cgroup is empty", || fs::remove_dir(&cgroup[0]).is_ok());
+}
+
+/// Killed between its changes, some of them: the next run leaves nothing.
+#[test]
+fn killed_at_any_step_it_can_be_cleaned_up() {
+    const STEPS: &str =
+        "trace=bpf,mkdir,rmdir,unlink,unlinkat,rename,mount,umount2,flock,write,clone3,vfork,clone";
+    const EVERY: usize = 13;
+    let place = Place::new();
+    let strace = |options: &[&str]| {
+        let run = place.run(&[]);
+        Command::new("strace")
+            .args(["-qq", "-f", "-e", STEPS])
+            .args(options)
+            .arg(BINARY)
+            .args(run.get_args())
+            .arg("true")
+            .env_remove("SOCKACCEL_INSTANCE")
+            .output()
+            .expect("strace(1) is needed")
+    };
+    let log = place.summary_file("log");
+    let whole = strace(&["-o", &log.display().to_string()]);
+    assert!(whole.status.success(), "{whole:?}");
+    let log = fs::read_to_string(&log).expect("what strace wrote");
+    let mut killed = 0;
+    for call in [
+        "bpf", "mkdir", "rmdir", "rename", "unlink", "unlinkat", "mount", "umount2", "flock",
+    ] {
+        let times = log
+            .lines()
+            .filter(|line| {
+                line.split_whitespace()
+                    .nth(1)
+                    .is_some_and(|word| word.starts_with(&format!("{call}(")))
+            })
+            .count();
+        for nth in (1..=times).step_by(EVERY) {
+            let inject = format!("inject={call}:signal=KILL:when={nth}");
+            let output = strace(&["-o", "/dev/null", "-e", &inject]);
+            let status = output.status;
+            killed += usize::from(status.signal() == Some(9) || status.code() == Some(137));
+        }
+    }
+    assert!(killed > 4, "{killed} kills of {}", log.lines().count());
+    place.sweep();
+    assert_eq!(place.instances(), Vec::<String>::new());
+    println!("killed {killed} times");
+}
+
+fn rounds(pair: &Pair) {
+    for _ in 0..ROUNDS {
+        round_trip(pair);
+    }
+}
+
+fn pair(_: &mut Channel) {
+    rounds(&Pair::new());
+}
+
+fn blocking(_: &mut Channel) {
+    let options = Options {
+        server_nonblocking: false,
+        client_nonblocking: false,
+        ..Options::default()
+    };
+    rounds(&Pair::with(&options));
+}
+
+fn outside(_: &mut Channel) {
+    let to: SocketAddr = env::var(PEER).expect("set").parse().expect("an address");
+    let client = connect(to, &Options::default());
+    let deadline = Deadline::seconds(20);
+    let mut back = [0; 4];
+    for _ in 0..ROUNDS {
+        common::stream::send_all(&client, b"ping", deadline);
+        common::stream::recv_all(&client, &mut back, deadline);
+    }
+}
+
+/// Round trips on one connection, whenever told.
+fn rounds_on_demand(channel: &mut Channel) {
+    let pair = Pair::new();
+    while channel.hear().is_some_and(|line| line == "go") {
+        rounds(&pair);
+        channel.say("done");
+    }
+}
+
+#[test]
+#[ignore = "the body of the helper processes"]
+fn helper_process() {
+    helper::main(&[
+        ("pair", pair),
+        ("blocking", blocking),
+        ("outside", outside),
+        ("rounds", rounds_on_demand),
+    ]);
+}
