@@ -30,6 +30,9 @@ pub enum Error {
         /// What failed, for people.
         text: String,
     },
+    /// A drain ran out of time (exit status 7).
+    #[error("{0}")]
+    Draining(String),
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
@@ -71,6 +74,7 @@ impl Error {
             Self::NotEnabled { .. } => 4,
             Self::Found { exit_code, .. } => *exit_code,
             Self::Privileges(_) => 6,
+            Self::Draining(_) => 7,
             Self::Run { status, .. } => *status,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
             Self::Failed(_) | Self::Os { .. } => 1,

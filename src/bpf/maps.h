@@ -31,6 +31,17 @@ struct {
 	__type(value, struct sa_conn);
 } sa_conns SEC(".maps");
 
+/* The enabled cgroups by kernel id: a socket in one of them, or below, is to be
+ * accelerated; the others drain. User space writes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} sa_cgroups SEC(".maps");
+
 /* What a socket knows of itself. Its own programs write it, freed with it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -208,9 +219,23 @@ struct {
 
 /*
  * The second half of the generation: raised by programs that saw a reader
- * become unsafe. Not in sa_config, which user space writes as a whole.
+ * become unsafe. Not in sa_config, which user space writes as a whole, and no
+ * global variable, which an upgrade would not hand over.
  */
-__u32 sa_observed;
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sa_observed SEC(".maps");
+
+/* sa_verdict, which sa_skmsg calls. User space writes, at enable and upgrade. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sa_programs SEC(".maps");
 
 static __always_inline struct sa_config *sa_conf(void)
 {
@@ -226,6 +251,22 @@ static __always_inline struct sa_stats *sa_count(void)
 	return bpf_map_lookup_elem(&sa_stats, &zero);
 }
 
+static __always_inline __u32 sa_observations(void)
+{
+	__u32 zero = 0, *observed = bpf_map_lookup_elem(&sa_observed, &zero);
+
+	return observed ? *observed : 0;
+}
+
+/* Every direction looks at the tables again. */
+static __always_inline void sa_observe(void)
+{
+	__u32 zero = 0, *observed = bpf_map_lookup_elem(&sa_observed, &zero);
+
+	if (observed)
+		__sync_fetch_and_add(observed, 1);
+}
+
 /* Notes that a reader became unsafe; every direction looks again. */
 static __always_inline void sa_mark(__u64 cookie, __u32 mark)
 {
@@ -236,7 +277,7 @@ static __always_inline void sa_mark(__u64 cookie, __u32 mark)
 	if (known)
 		mark |= *known;
 	bpf_map_update_elem(&sa_marked, &cookie, &mark, BPF_ANY);
-	__sync_fetch_and_add(&sa_observed, 1);
+	sa_observe();
 }
 
 /*

@@ -23,6 +23,7 @@ mod service;
 mod stats;
 mod status;
 mod top;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -76,6 +77,8 @@ enum Command {
     Enable(enable::Args),
     /// Stop accelerating; live connections go on as plain TCP
     Disable(disable::Args),
+    /// Replace the programs that run by those of this version
+    Upgrade(upgrade::Args),
     /// Run a command, accelerate what it and its children do among themselves
     Run(run::Args),
     /// Whether it runs, and why connections are not accelerated
@@ -193,6 +196,7 @@ impl Cli {
             Command::Run(args) => return run::run(&context, &args),
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
+            Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Status => status::run(&context),
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)

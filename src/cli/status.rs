@@ -1,29 +1,29 @@
 //! `status`: whether it runs, and why connections are not accelerated.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::reasons::{self, Reason};
-use super::{Context, stats};
+use super::reasons::{self, Reason, TOP};
+use super::{Context, disable, stats};
 use crate::doctor::Risk;
 use crate::error::Result;
-use crate::maps::Stats;
-use crate::maps::layout::{Config, SCOPE_ENDPOINTS};
-use crate::state::{Attached, Instance};
+use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
+use crate::maps::{Stats, sockets};
+use crate::state::{self, Attached, Instance, cgroup};
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
     let instance = Instance::open(&context.place)?;
     let config = instance.config()?;
     let attached = instance.attached()?;
+    let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = reasons::top(&counters);
     let value = json!({
         "instance": instance.name(),
         "enabled": config.enabled != 0,
-        "cgroups": attached.iter().map(|a| json!({
-            "id": a.id.to_string(),
-            "path": a.path,
-        })).collect::<Vec<_>>(),
+        "programs": programs(&config),
+        "draining": draining.to_json(),
+        "cgroups": attached.iter().map(cgroup_json).collect::<Vec<_>>(),
         "scope": scope(&config),
         "blocking_readers": blocking(&config),
         "max_sockets": instance.max_sockets()?,
@@ -37,11 +37,81 @@ pub fn run(context: &Context) -> Result<()> {
             &instance,
             &config,
             &attached,
+            &draining,
             &counters,
             &reasons,
             &context.place.instances(),
         )
     })
+}
+
+/// What is on its way out, and what waits where.
+struct Draining {
+    cgroups: Vec<Attached>,
+    sockets: Vec<Dump>,
+}
+
+impl Draining {
+    fn read(instance: &Instance) -> Result<Self> {
+        let mut sockets = sockets::read(&instance.dir())?;
+        sockets.retain(|socket| socket.waits_for().is_some());
+        sockets.sort_by_key(|socket| std::cmp::Reverse(socket.unread_bytes));
+        let cgroups = instance.draining()?.into_iter().map(|id| Attached {
+            id,
+            path: cgroup::path_of(id),
+        });
+        Ok(Self {
+            cgroups: cgroups.collect(),
+            sockets,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "cgroups": self.cgroups.iter().map(cgroup_json).collect::<Vec<_>>(),
+            "sockets": self.sockets.iter().map(disable::to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .cgroups
+            .iter()
+            .map(|cgroup| format!("draining: {}", cgroup_text(cgroup)))
+            .collect();
+        let shown = self.sockets.iter().take(TOP);
+        lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
+        if self.sockets.len() > TOP {
+            lines.push(format!(
+                "draining: {} more sockets",
+                self.sockets.len() - TOP
+            ));
+        }
+        if !lines.is_empty() {
+            lines.push("  To wait for it:  sockaccel disable   To drop it:  --now".to_owned());
+        }
+        lines
+    }
+}
+
+fn cgroup_json(cgroup: &Attached) -> Value {
+    json!({ "id": cgroup.id.to_string(), "path": cgroup.path })
+}
+
+fn cgroup_text(cgroup: &Attached) -> String {
+    match &cgroup.path {
+        Some(path) => format!("cgroup {}", path.display()),
+        None => format!("cgroup id {} (removed)", cgroup.id),
+    }
+}
+
+/// Whose programs run.
+fn programs(config: &Config) -> &'static str {
+    match config.build {
+        0 => "mixed",
+        build if build == state::build() => "current",
+        _ => "other",
+    }
 }
 
 fn scope(config: &Config) -> &'static str {
@@ -64,6 +134,7 @@ fn to_text(
     instance: &Instance,
     config: &Config,
     attached: &[Attached],
+    draining: &Draining,
     stats: &Stats,
     reasons: &[Reason],
     instances: &[String],
@@ -73,17 +144,25 @@ fn to_text(
         instance.name(),
         if config.enabled != 0 {
             "enabled"
+        } else if attached.is_empty() {
+            "draining"
         } else {
-            "being set up or taken down"
+            "not set up to the end (run enable again)"
         },
         scope(config),
         blocking(config),
     )];
-    for cgroup in attached {
-        lines.push(match &cgroup.path {
-            Some(path) => format!("cgroup {}", path.display()),
-            None => format!("cgroup id {} (removed)", cgroup.id),
-        });
+    lines.extend(attached.iter().map(cgroup_text));
+    lines.extend(draining.lines());
+    match programs(config) {
+        "mixed" => lines.push(
+            "an upgrade did not come to its end\n  To finish it:  sockaccel upgrade".to_owned(),
+        ),
+        "other" => lines.push(
+            "the programs are of another version than this command\n  To change over:  sockaccel upgrade"
+                .to_owned(),
+        ),
+        _ => {}
     }
     let total = stats.redirected_messages + stats.stack_messages;
     lines.push(format!(
