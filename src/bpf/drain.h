@@ -76,7 +76,7 @@ static __always_inline bool sa_is_idle(const struct sock___sa *sk, const struct 
 {
 	const struct sk_psock___sa *psock = sa_psock(sk);
 
-	if (!psock || psock->refcnt.refs.counter == 1)
+	if (!psock || sa_load(psock, refcnt.refs.counter) == 1)
 		return true;
 	return !st->others && !st->straggler && sa_is_elsewhere(st->tid);
 }
@@ -87,7 +87,7 @@ static __always_inline bool sa_peer_has_read(const struct sa_sock *st)
 	const struct sock___sa *psk = sa_cast(st->peer_sk, sock___sa);
 	const struct sk_psock___sa *psock;
 
-	if ((__u64)psk->__sk_common.skc_cookie.counter != st->peer_cookie)
+	if (sa_cookie_of(psk) != st->peer_cookie)
 		return true;
 	psock = sa_psock(psk);
 	return !psock || sa_queue_empty(psock);
@@ -139,7 +139,7 @@ static __always_inline bool sa_is_let_alone(const struct sa_sock *st, const stru
 	if (conn->cut & (st->side ? 1 : 2))
 		return true;
 	psk = sa_cast(peer->sk, sock___sa);
-	if ((__u64)psk->__sk_common.skc_cookie.counter != peer->cookie)
+	if (sa_cookie_of(psk) != peer->cookie)
 		return true;
 	return !sa_psock(psk);
 }

@@ -183,7 +183,7 @@ static __always_inline bool sa_passes(struct bpf_sock_ops *ops, const struct sa_
 		if (!reason)
 			return false;
 	}
-	if (sa_pass(conn_id, role, reason))
+	if (sa_pass(ops, conn_id, role, reason))
 		sa_event_passed(ops, tp, role, reason);
 	return true;
 }

@@ -292,18 +292,27 @@ struct sa_server_key {
 };
 _Static_assert(sizeof(struct sa_server_key) == 32, "layout");
 
+/* Value of sa_passed: one side of a connection that was passed over. */
+struct sa_passed {
+	__u64 conn_id;
+	__u64 cookie;
+	__u32 reason; /* enum sa_reason */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_passed) == 24, "layout");
+
 enum sa_readers {
 	SA_READERS_UNKNOWN = 0,
 	SA_READERS_NONBLOCKING = 1,
 	SA_READERS_BLOCKING = 2,
 };
 
-/* Value of sa_listening: who called listen(2), and for which port. */
+/* Value of sa_listening: the listener, where the port does not tell which. */
 struct sa_listening {
 	__u64 sk; /* address of the listener, believed only with its cookie */
 	__u64 cookie;
-	__u64 start_time; /* of the process: ns since boot */
-	__u32 tgid;
+	__u64 start_time; /* of the process that called listen(2): ns since boot */
+	__u32 tgid; /* of that process */
 	__u32 port;
 };
 

@@ -50,8 +50,10 @@ struct {
 	__type(value, struct sa_sock);
 } sa_socks SEC(".maps");
 
-/* The listener, cloned by the kernel into every socket accepted from it.
- * sa_sockops writes it at listen(2).
+/*
+ * The listener, cloned by the kernel into every socket accepted from it: that
+ * costs each of them, so only where sa_listeners does not tell. sa_setsockopt
+ * makes it for transparent sockets, sa_sockops writes it at listen(2).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -144,14 +146,15 @@ struct {
 } sa_servers SEC(".maps");
 
 /*
- * The conn_id of connections passed over, each side in a slot of its own, found
- * by hash; the next one there overwrites it. sa_sockops writes.
+ * Connections passed over, each side in a slot of its own that is found by hash;
+ * the next one there overwrites it. sa_sockops writes.
  */
+#define SA_PASSED_SLOTS 16384
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SA_PASSED_SLOTS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct sa_passed);
 } sa_passed SEC(".maps");
 
 /* Processes seen splicing, by tgid. The splice observer writes. */

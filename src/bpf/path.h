@@ -32,7 +32,7 @@ struct sa_view {
  * threads on one socket" in sockaccel(8). Absolute: a straggler must land behind
  * more than a reader can take while it is in flight, whatever the budget.
  */
-#define SA_HARD_MESSAGES 1024
+#define SA_HARD_MESSAGES 2048
 #define SA_HARD_BYTES (2u << 20)
 /* Of these so much must still wait. */
 #define SA_LONG_MESSAGES 256

@@ -229,6 +229,8 @@ int sa_setsockopt(struct bpf_sockopt *ctx)
 	/* More than a page: let the kernel have the caller's own buffer. */
 	if (ctx->optlen > 4096)
 		ctx->optlen = 0;
+	if (sk && sa_is_transparent(ctx->level, ctx->optname))
+		bpf_sk_storage_get(&sa_listening, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (kind == SA_OPTION_HARMLESS || sa_option_off(ctx) || !sk)
 		return 1;
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);

@@ -269,6 +269,17 @@ pub struct PolicyKey {
     pub pad: [u8; 3],
 }
 
+/// `struct sa_passed`: one side of a connection that was passed over.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Passed {
+    pub conn_id: u64,
+    pub cookie: u64,
+    pub reason: u32,
+    pub pad: u32,
+}
+
 /// `struct sa_policy`
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -358,6 +369,7 @@ const _: () = {
     assert!(size_of::<Dump>() == 336);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Audience>() == 16);
+    assert!(size_of::<Passed>() == 24);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::libc;
+
 /// Where a program is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachType {
@@ -116,10 +118,17 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 
 /// Returns when every BPF program that runs now has come to its end.
 ///
-/// The kernel waits for that when a map of maps is changed, so that nobody uses
-/// what was in it any more (1ae80cf31938). membarrier(2) would do, but not on
-/// machines with `nohz_full`.
+/// membarrier(2) waits for that, and needs no privileges, but refuses on machines
+/// with `nohz_full`. There the kernel waits when a map of maps is changed, so that
+/// nobody uses what was in it any more (1ae80cf31938).
 pub fn grace_period() -> io::Result<()> {
+    let (none, cpu) = (0, 0);
+    // SAFETY: takes no pointers.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, none, cpu) };
+    if ret == 0 {
+        return Ok(());
+    }
     let array = |kind, value: usize, inner: Option<&OwnedFd>| {
         // SAFETY: all-zero is a valid value of this plain C struct.
         let mut options: libbpf_sys::bpf_map_create_opts = unsafe { std::mem::zeroed() };
