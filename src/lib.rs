@@ -12,5 +12,7 @@ pub mod error;
 pub mod maps;
 pub mod outcome;
 pub mod output;
+pub mod spec;
 pub mod state;
 pub mod sys;
+pub mod words;

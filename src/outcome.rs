@@ -181,4 +181,9 @@ pub const WHYS: &[Outcome] = &[
     ),
     outcome("pressure", "the kernel is short of socket memory", ""),
     outcome("missed", "the receiver left the table meanwhile", ""),
+    outcome(
+        "changing",
+        "the policy is being changed",
+        "if it goes on, an apply was killed: sockaccel apply -f FILE",
+    ),
 ];

@@ -3,8 +3,8 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::Context;
 use super::addr::{end, local, remote};
-use super::{Context, identity};
 use crate::error::Result;
 use crate::maps::layout::{
     Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, ROLE_ACTIVE, Service,
@@ -14,6 +14,7 @@ use crate::maps::{Stats, sockets};
 use crate::outcome::{Outcome, REASONS, WHYS};
 use crate::output::{say, table};
 use crate::state::Instance;
+use crate::words::Network;
 
 /// The tables that can be dumped.
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -214,7 +215,7 @@ fn identities(instance: &Instance) -> Result<Vec<Value>> {
         .iter()
         .map(|(cidr, identity)| {
             json!({
-                "cidr": identity::text(*cidr),
+                "cidr": Network::from(*cidr).to_string(),
                 "prefixlen": cidr.prefixlen,
                 "identity": identity,
             })

@@ -3,17 +3,14 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use ipnet::IpNet;
 
-use super::{Context, addr};
+use super::Context;
 use crate::doctor::{self, Risk};
 use crate::error::{Error, Result};
-use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Change, Instance, Settings};
-
-type Ports = std::ops::RangeInclusive<u16>;
+use crate::state::{Change, Instance, Settings, filters};
+use crate::words::{Blocking, BudgetBytes, BudgetMessages, MaxSockets, Network, Ports, Scope};
 
 /// Options of `enable`.
 #[derive(Debug, clap::Args)]
@@ -32,48 +29,36 @@ pub struct Args {
     #[arg(long, value_name = "SCOPE")]
     scope: Option<Scope>,
     /// Only connections to these server ports
-    #[arg(long = "port", value_name = "PORT[-PORT]", value_parser = addr::ports, value_delimiter = ',')]
+    #[arg(long = "port", value_name = "PORT[-PORT]", value_delimiter = ',')]
     ports: Vec<Ports>,
     /// No connections to these server ports
-    #[arg(long = "exclude-port", value_name = "PORT[-PORT]", value_parser = addr::ports, value_delimiter = ',')]
+    #[arg(
+        long = "exclude-port",
+        value_name = "PORT[-PORT]",
+        value_delimiter = ','
+    )]
     exclude_ports: Vec<Ports>,
     /// Only connections to servers in these networks
-    #[arg(long = "cidr", value_name = "CIDR", value_parser = addr::network, value_delimiter = ',')]
-    cidrs: Vec<IpNet>,
+    #[arg(long = "cidr", value_name = "CIDR", value_delimiter = ',')]
+    cidrs: Vec<Network>,
     /// No connections to servers in these networks
-    #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = addr::network, value_delimiter = ',')]
-    exclude_cidrs: Vec<IpNet>,
+    #[arg(long = "exclude-cidr", value_name = "CIDR", value_delimiter = ',')]
+    exclude_cidrs: Vec<Network>,
     /// Sockets that can be enrolled at one time [default: 65536]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=4_194_304))]
-    max_sockets: Option<u32>,
+    #[arg(long, value_name = "N")]
+    max_sockets: Option<MaxSockets>,
     /// Accept a risk that enable refuses by default
     #[arg(long, value_name = "RISK", value_delimiter = ',')]
     allow: Vec<Risk>,
     /// Messages that may wait in a redirect queue [default: 64]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    budget_messages: Option<u32>,
+    #[arg(long, value_name = "N")]
+    budget_messages: Option<BudgetMessages>,
     /// Bytes that may wait in a redirect queue [default: 262144]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    budget_bytes: Option<u32>,
+    #[arg(long, value_name = "BYTES")]
+    budget_bytes: Option<BudgetBytes>,
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Blocking {
-    /// They stay on the stack
-    Skip,
-    /// They are accelerated: see BLOCKING READERS in sockaccel(8) for the risk
-    Accelerate,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Scope {
-    /// Any local peer in an enabled cgroup
-    Local,
-    /// Only towards addresses that are endpoints
-    Endpoints,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,40 +69,15 @@ enum Rule {
 
 impl Args {
     fn settings(&self) -> Settings {
-        let each = |ranges: &[Ports], filter| -> Vec<(u16, u8)> {
-            ranges
-                .iter()
-                .cloned()
-                .flatten()
-                .map(|port| (port, filter))
-                .collect()
-        };
-        let nets = |nets: &[IpNet], filter| -> Vec<(IpNet, u8)> {
-            nets.iter().map(|net| (*net, filter)).collect()
-        };
         Settings {
-            blocking: self
-                .blocking_readers
-                .map(|b| matches!(b, Blocking::Accelerate)),
-            scope: self.scope.map(|scope| match scope {
-                Scope::Local => SCOPE_LOCAL,
-                Scope::Endpoints => SCOPE_ENDPOINTS,
-            }),
-            budget_messages: self.budget_messages,
-            budget_bytes: self.budget_bytes,
-            max_sockets: self.max_sockets,
+            blocking: self.blocking_readers.map(|b| b == Blocking::Accelerate),
+            scope: self.scope.map(Scope::raw),
+            budget_messages: self.budget_messages.map(|n| n.0),
+            budget_bytes: self.budget_bytes.map(|n| n.0),
+            max_sockets: self.max_sockets.map(|n| n.0),
             allow: 0,
-            // What is excluded stays so when it is also included.
-            ports: [
-                each(&self.ports, FILTER_INCLUDE),
-                each(&self.exclude_ports, FILTER_EXCLUDE),
-            ]
-            .concat(),
-            cidrs: [
-                nets(&self.cidrs, FILTER_INCLUDE),
-                nets(&self.exclude_cidrs, FILTER_EXCLUDE),
-            ]
-            .concat(),
+            ports: filters::ports(&self.ports, &self.exclude_ports),
+            cidrs: filters::cidrs(&self.cidrs, &self.exclude_cidrs),
             without_company_rule: self.without.contains(&Rule::CompanyRule),
             without_observer: self.without.contains(&Rule::Observer),
         }

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use clap::Subcommand;
-use nix::ifaddrs::getifaddrs;
 use serde::Serialize;
 
 use super::Context;
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
 use crate::output::{say, table};
+use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
 
 /// What can be done with endpoints.
@@ -166,18 +166,6 @@ fn add_host(endpoints: &Table<Addr, Endpoint>, identity: u32) -> Result<Change> 
         endpoints.set(key, &endpoint)?;
     }
     Ok(change(!new.is_empty()))
-}
-
-fn own_addresses() -> Result<Vec<IpAddr>> {
-    let interfaces =
-        getifaddrs().map_err(|e| Error::os("list", "interface addresses", e.into()))?;
-    Ok(interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect())
 }
 
 fn del_one(

@@ -6,15 +6,14 @@ use clap::Subcommand;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::Context;
 use super::entry::{IfExists, add, del, explain_empty, finish};
-use super::{Context, addr};
 use crate::error::Result;
 use crate::maps::Table;
-use crate::maps::layout::{
-    Addr, Cidr, Endpoint, FAMILY_BITS, FAMILY_V4, IDENTITY_HOST, IDENTITY_WORLD,
-};
+use crate::maps::layout::{Addr, Cidr, Endpoint, IDENTITY_HOST, IDENTITY_WORLD};
 use crate::output::table;
 use crate::state::Instance;
+use crate::words::Network;
 
 /// What can be done with identities.
 #[derive(Debug, Subcommand)]
@@ -26,8 +25,7 @@ Well known:  1 host (this machine), 2 world (every address without an entry).
 Example:  sockaccel identity add 10.1.0.0/16 1001")]
     Add {
         /// The network
-        #[arg(value_parser = addr::network)]
-        cidr: IpNet,
+        cidr: Network,
         /// The identity, from 1
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         identity: u32,
@@ -36,8 +34,7 @@ Example:  sockaccel identity add 10.1.0.0/16 1001")]
     #[command(visible_alias = "delete")]
     Del {
         /// The network, just as it was added
-        #[arg(value_parser = addr::network)]
-        cidr: IpNet,
+        cidr: Network,
         #[command(flatten)]
         if_exists: IfExists,
     },
@@ -64,7 +61,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Add { cidr, identity } => {
             let instance = Instance::open_to_write(&context.place)?;
             let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
-            let key = Cidr::from(*cidr);
+            let key = Cidr::from(cidr.0);
             // A look-up in the trie would give the longest prefix, not this one.
             let old = find(&identities, key)?;
             let what = format!("identity of {cidr}");
@@ -78,7 +75,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
             let change = del(
                 &identities,
-                &Cidr::from(*cidr),
+                &Cidr::from(cidr.0),
                 format!("identity of {cidr}"),
                 if_exists,
             )?;
@@ -91,7 +88,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let rows: Vec<Row> = entries
                 .into_iter()
                 .map(|(cidr, identity)| Row {
-                    cidr: text(cidr),
+                    cidr: Network::from(cidr).to_string(),
                     identity,
                 })
                 .collect();
@@ -143,14 +140,4 @@ fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
         return Ok((IDENTITY_HOST, "host".to_owned()));
     }
     Ok((IDENTITY_WORLD, "no entry: world".to_owned()))
-}
-
-/// `10.0.0.0/8` or `fd00::/64`.
-pub fn text(cidr: Cidr) -> String {
-    let len = cidr.prefixlen - FAMILY_BITS;
-    if cidr.family == FAMILY_V4 {
-        format!("{}/{}", cidr.addr.ip(), len - 96)
-    } else {
-        format!("{}/{len}", std::net::Ipv6Addr::from(cidr.addr.0))
-    }
 }

@@ -1,7 +1,8 @@
 //! The command line: one file per verb or noun. Nouns read and edit tables,
 //! verbs change what runs.
 
-mod addr;
+pub mod addr;
+mod apply;
 mod disable;
 mod dump;
 mod enable;
@@ -63,6 +64,11 @@ enum Command {
     Enable(enable::Args),
     /// Stop accelerating; live connections go on as plain TCP
     Disable(disable::Args),
+    /// Make an instance what a file says
+    Apply(apply::Args),
+    /// An instance as a file for apply
+    #[command(after_help = "Example:  sockaccel export | sockaccel apply -f - --dry-run")]
+    Export,
     /// Whether it runs, and why connections are not accelerated
     Status,
     /// Counters
@@ -134,6 +140,8 @@ impl Cli {
         match self.command {
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
+            Command::Apply(args) => apply::run(&context, &args),
+            Command::Export => apply::export(&context),
             Command::Status => status::run(&context),
             Command::Stats => stats::run(&context),
             Command::Dump(what) => dump::run(&context, what),

@@ -23,6 +23,7 @@ pub fn run(context: &Context) -> Result<()> {
     let value = json!({
         "instance": instance.name(),
         "enabled": config.enabled != 0,
+        "unfinished_apply": config.changing % 2 == 1,
         "cgroups": attached.iter().map(|a| json!({
             "id": a.id.to_string(),
             "path": a.path,
@@ -134,6 +135,11 @@ fn to_text(
         scope(config),
         blocking(config),
     )];
+    if config.changing % 2 == 1 {
+        lines.push(
+            "an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE".to_owned(),
+        );
+    }
     for cgroup in attached {
         lines.push(match &cgroup.path {
             Some(path) => format!("cgroup {}", path.display()),

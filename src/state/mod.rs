@@ -3,8 +3,12 @@
 pub mod bpffs;
 pub mod cgroup;
 mod dir;
+pub mod filters;
 mod instance;
+mod setup;
+pub mod tables;
 mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use instance::{Attached, Change, Instance, Settings};
+pub use setup::{Difference, Setup};
