@@ -14,7 +14,7 @@ trap 'exit 143' TERM
 need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
 	nftables redis-server redis-tools nginx-light libnginx-mod-stream haproxy golang-go jq \
-	strace mandoc
+	strace mandoc python3-jsonschema
 need_cargo
 
 bpffs=/sys/fs/bpf

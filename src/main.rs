@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use sockaccel::cli::{Cli, asks_for_json};
+use sockaccel::error::Failure;
 use sockaccel::output::{say, write};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let cli = match Cli::try_parse_from(&args) {
+    let cli = match Cli::of(&args) {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error, asks_for_json(&args)),
     };
@@ -43,9 +43,7 @@ fn not_parsed(error: &clap::Error, json: bool) -> ExitCode {
 }
 
 fn print_json(exit_status: u8, message: &str) {
-    let body = serde_json::json!({
-        "error": { "exit_status": exit_status, "message": message }
-    });
+    let body = Failure::new(exit_status, message);
     // The exit status tells as much where standard output is gone.
-    let _ = write(&body.to_string());
+    let _ = write(&serde_json::to_string(&body).unwrap_or_default());
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -25,10 +26,11 @@ use crate::words::{
 
 /// Everything a command line can set. What is left out has its default;
 /// `cgroups` cannot be left out, so that an empty file turns nothing off.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     /// Cgroups (version 2) to accelerate; none: the instance is disabled.
+    #[schemars(with = "Vec<PathBuf>")]
     pub cgroups: Vec<Spanned<PathBuf>>,
     /// Programs that read from blocking sockets.
     #[serde(default)]
@@ -62,20 +64,24 @@ pub struct Spec {
     pub exclude_cidrs: Vec<Network>,
     /// Local addresses with policy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<EndpointSpec>")]
     pub endpoints: Vec<Spanned<EndpointSpec>>,
     /// Identities of networks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<IdentitySpec>")]
     pub identities: Vec<Spanned<IdentitySpec>>,
     /// Destinations that stay on the stack, or do not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<ServiceSpec>")]
     pub services: Vec<Spanned<ServiceSpec>>,
     /// Rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<RuleSpec>")]
     pub policy: Vec<Spanned<RuleSpec>>,
 }
 
 /// `endpoint add`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointSpec {
     /// The address.
@@ -90,7 +96,7 @@ pub struct EndpointSpec {
 }
 
 /// `identity add`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IdentitySpec {
     /// The network.
@@ -100,7 +106,7 @@ pub struct IdentitySpec {
 }
 
 /// `service add`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
     /// Address and port.
@@ -111,7 +117,7 @@ pub struct ServiceSpec {
 }
 
 /// `policy add`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleSpec {
     /// One of the endpoints.

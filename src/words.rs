@@ -1,6 +1,7 @@
 //! The values a user can set, each with its one spelling: on the command line,
 //! in the file of `apply`, in `list` and `export`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -8,6 +9,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
@@ -371,6 +373,34 @@ macro_rules! in_files {
     )* };
 }
 
+macro_rules! strings {
+    ($($word:ident),* $(,)?) => { $(
+        impl JsonSchema for $word {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($word).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string" })
+            }
+        }
+    )* };
+}
+
+impl<const MIN: u32, const MAX: u32, const DEFAULT: u32> JsonSchema for Bounded<MIN, MAX, DEFAULT> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("From{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
 macro_rules! named {
     ($($word:ident),* $(,)?) => { $(
         impl FromStr for $word {
@@ -396,6 +426,18 @@ macro_rules! named {
 
 named!(Blocking, Scope, Direction);
 in_files!(
+    Blocking,
+    Scope,
+    Direction,
+    Ports,
+    Network,
+    Identity,
+    Traffic,
+    Verdict,
+    ServiceName
+);
+
+strings!(
     Blocking,
     Scope,
     Direction,

@@ -6,7 +6,7 @@
 mod accelerator;
 mod cgroup;
 mod peer;
-mod report;
+pub mod report;
 mod stats;
 mod watch;
 
@@ -19,6 +19,7 @@ use clap::{Args, ValueEnum};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use accelerator::{Runs, Sockaccel, Textbook};
@@ -84,7 +85,7 @@ pub struct Options {
 }
 
 /// How the bytes travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Plain TCP over 127.0.0.1
@@ -122,7 +123,7 @@ impl Mode {
 }
 
 /// Where the two programs run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cpu {
     /// Both on one

@@ -19,6 +19,7 @@ use nix::sys::socket::{
     getsockopt, listen, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
@@ -62,7 +63,7 @@ pub enum Transport {
 }
 
 /// How a program waits for its non-blocking socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// Sleep in epoll, as event loops do

@@ -1,7 +1,9 @@
 //! From samples to ratios, for people and for scripts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::stats::Summary;
@@ -27,8 +29,8 @@ struct Size {
 }
 
 /// The report as JSON has it.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Document<'a> {
     kernel: String,
     cpu: Cpu,
     wait: Wait,
@@ -37,16 +39,17 @@ struct Document<'a> {
     sizes: Vec<SizeDocument<'a>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct SizeDocument<'a> {
     size: usize,
     modes: Vec<ModeDocument>,
     sockaccel_to_textbook: Option<Summary>,
+    #[schemars(with = "BTreeMap<String, Option<f64>>")]
     verdict_ns: serde_json::Map<String, serde_json::Value>,
     targets: Vec<Target<'a>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ModeDocument {
     mode: Mode,
     /// Requests per second.
@@ -62,7 +65,7 @@ struct ModeDocument {
 }
 
 /// Something that this project wants to reach.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Target<'a> {
     what: &'a str,
     want: f64,
@@ -70,7 +73,7 @@ struct Target<'a> {
     verdict: Verdict,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Met,

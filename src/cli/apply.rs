@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -31,12 +32,17 @@ pub struct Args {
 }
 
 /// What `apply` did, or would do.
-#[derive(Debug, Serialize)]
-struct Applied<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Applied<'a> {
+    /// Its name.
     instance: &'a str,
+    /// False when it was so before, and with --dry-run.
     changed: bool,
+    /// Nothing was done.
     dry_run: bool,
+    /// What was and is gone, in the words of the commands.
     removed: Vec<&'a str>,
+    /// What is new.
     added: Vec<&'a str>,
 }
 

@@ -1,7 +1,11 @@
 //! `dump`: the maps as they are, key and value.
 
+use std::net::IpAddr;
+
 use clap::Subcommand;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::Context;
 use super::addr::{end, local, remote};
@@ -96,6 +100,178 @@ fn name(outcomes: &[Outcome], index: u32) -> &'static str {
         .map_or("unknown", |outcome| outcome.name)
 }
 
+/// An enrolled socket.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SocketRow {
+    /// Of the socket, unique for the boot.
+    cookie: String,
+    /// `inet` or `inet6`.
+    family: &'static str,
+    /// `tcp`.
+    protocol: &'static str,
+    /// As ss(8) names it.
+    state: &'static str,
+    /// Own address and port.
+    local: String,
+    /// The other end's, as this one sees it.
+    remote: String,
+    /// `active` connected, `passive` accepted.
+    role: &'static str,
+    /// Of the network namespace.
+    netns_cookie: String,
+    /// The peer is known.
+    paired: bool,
+    /// Of the peer.
+    peer_cookie: Option<String>,
+    /// `stack` or `redirect`.
+    path: &'static str,
+    /// Why the last message went by the stack.
+    stack_reason: Option<&'static str>,
+    /// Redirected to it and not read yet.
+    unread_bytes: u64,
+    /// Likewise.
+    unread_messages: u32,
+    /// Sent past the stack.
+    redirected_messages: u64,
+    /// Their bytes.
+    redirected_bytes: u64,
+    /// Sent by the stack.
+    stack_messages: u64,
+    /// Their bytes.
+    stack_bytes: u64,
+    /// From stack to redirect.
+    promotions: u32,
+    /// And back.
+    demotions: u32,
+    /// It does not block.
+    nonblocking: bool,
+    /// Of the process that connected or sent last.
+    pid: Option<u32>,
+    /// As in /proc/PID/fd.
+    inode: u32,
+}
+
+/// One end of a connection.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ConnectionRow {
+    /// From both initial sequence numbers.
+    conn_id: String,
+    /// Which end, 0 or 1.
+    side: usize,
+    /// Of the socket.
+    cookie: String,
+    /// Own address and port.
+    local: String,
+    /// The other end's.
+    remote: String,
+    /// `active` or `passive`.
+    role: &'static str,
+    /// Of the network namespace.
+    netns_cookie: String,
+    /// Why it is not enrolled.
+    skipped: Option<&'static str>,
+    /// It has closed.
+    left: bool,
+    /// Bits: which ends have redirected, and whether nobody may.
+    gate: u32,
+    /// Two sockets claimed one end.
+    poisoned: bool,
+    /// Of a process seen using it.
+    pid: Option<u32>,
+}
+
+/// An endpoint.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EndpointRow {
+    /// Its address.
+    addr: IpAddr,
+    /// 0: that of its network.
+    identity: u32,
+    /// 1: added with --host.
+    host: u32,
+}
+
+/// An identity.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct IdentityRow {
+    /// The network.
+    cidr: String,
+    /// Of the key: 32 bits of family and the address.
+    prefixlen: u32,
+    /// Its identity.
+    identity: u32,
+}
+
+/// A rule.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PolicyRow {
+    /// Its address.
+    endpoint: IpAddr,
+    /// 1 egress, 2 ingress.
+    direction: u8,
+    /// 0 a rule, 1 the default deny.
+    kind: u8,
+    /// 0: any.
+    identity: u32,
+    /// 0: any, 6: TCP.
+    proto: u8,
+    /// 0: any.
+    port: u16,
+    /// 0 allow, -1 deny, above 0 a proxy port.
+    verdict: i32,
+    /// How often it decided.
+    evaluations: u64,
+}
+
+/// A service.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ServiceRow {
+    /// Address and port.
+    addr: String,
+    /// 6: TCP.
+    proto: u8,
+    /// 1: not left to the stack.
+    accelerate: u32,
+    /// That met this entry.
+    connections: u64,
+}
+
+/// Switches and tunables.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ConfigRow {
+    /// Version of the maps.
+    layout: u32,
+    /// 0 while it is set up or taken down.
+    enabled: u32,
+    /// Of the tables.
+    generation: u32,
+    /// Odd while apply rewrites them.
+    changing: u32,
+    /// 0 local, 1 endpoints.
+    scope: u32,
+    /// 1: blocking readers too.
+    blocking: u32,
+    /// Of one redirect queue.
+    budget_messages: u32,
+    /// Likewise.
+    budget_bytes: u32,
+    /// Larger ones go by the stack.
+    max_message: u32,
+    /// 1: only the ports named.
+    port_includes: u32,
+    /// 1: only the networks named.
+    cidr_includes: u32,
+    /// Bits of the risks accepted.
+    allow: u32,
+    /// That can be enrolled at one time.
+    max_sockets: u32,
+}
+
+fn row<T: Serialize>(row: &T) -> Value {
+    // Plain structs of numbers and strings always are JSON.
+    serde_json::to_value(row).unwrap_or_default()
+}
+
 fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
     let mut records = sockets::read(&instance.dir())?;
     records.sort_by_key(|record| record.sock.cookie);
@@ -107,30 +283,44 @@ fn sockhash(context: &Context, instance: &Instance) -> Result<Vec<Value>> {
 
 fn socket(record: &Dump) -> Value {
     let sock = &record.sock;
-    json!({
-        "cookie": sock.cookie.to_string(),
-        "family": if sock.tuple.family == 2 { "inet" } else { "inet6" },
-        "protocol": "tcp",
-        "state": TCP_STATES.get(record.state as usize).unwrap_or(&TCP_STATES[0]),
-        "local": local(&sock.tuple),
-        "remote": remote(&sock.tuple),
-        "role": if sock.role == ROLE_ACTIVE { "active" } else { "passive" },
-        "netns_cookie": sock.netns_cookie.to_string(),
-        "paired": sock.peer_cookie != 0,
-        "peer_cookie": (sock.peer_cookie != 0).then(|| sock.peer_cookie.to_string()),
-        "path": if sock.path == PATH_REDIRECT { "redirect" } else { "stack" },
-        "stack_reason": (sock.path != PATH_REDIRECT && sock.why != 0).then(|| name(WHYS, sock.why)),
-        "unread_bytes": record.unread_bytes,
-        "unread_messages": record.unread_messages,
-        "redirected_messages": sock.redirected_messages,
-        "redirected_bytes": sock.redirected_bytes,
-        "stack_messages": sock.stack_messages,
-        "stack_bytes": sock.stack_bytes,
-        "promotions": sock.promotions,
-        "demotions": sock.demotions,
-        "nonblocking": record.nonblock != 0,
-        "pid": (sock.tgid != 0).then_some(sock.tgid),
-        "inode": record.inode,
+    row(&SocketRow {
+        cookie: sock.cookie.to_string(),
+        family: if sock.tuple.family == 2 {
+            "inet"
+        } else {
+            "inet6"
+        },
+        protocol: "tcp",
+        state: TCP_STATES
+            .get(record.state as usize)
+            .unwrap_or(&TCP_STATES[0]),
+        local: local(&sock.tuple),
+        remote: remote(&sock.tuple),
+        role: if sock.role == ROLE_ACTIVE {
+            "active"
+        } else {
+            "passive"
+        },
+        netns_cookie: sock.netns_cookie.to_string(),
+        paired: sock.peer_cookie != 0,
+        peer_cookie: (sock.peer_cookie != 0).then(|| sock.peer_cookie.to_string()),
+        path: if sock.path == PATH_REDIRECT {
+            "redirect"
+        } else {
+            "stack"
+        },
+        stack_reason: (sock.path != PATH_REDIRECT && sock.why != 0).then(|| name(WHYS, sock.why)),
+        unread_bytes: record.unread_bytes,
+        unread_messages: record.unread_messages,
+        redirected_messages: sock.redirected_messages,
+        redirected_bytes: sock.redirected_bytes,
+        stack_messages: sock.stack_messages,
+        stack_bytes: sock.stack_bytes,
+        promotions: sock.promotions,
+        demotions: sock.demotions,
+        nonblocking: record.nonblock != 0,
+        pid: (sock.tgid != 0).then_some(sock.tgid),
+        inode: record.inode,
     })
 }
 
@@ -173,24 +363,30 @@ fn connections(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .flat_map(|(id, conn)| {
-            conn.side.iter().enumerate().filter(|(_, side)| side.cookie != 0).map(
-                move |(index, side)| {
-                    json!({
-                        "conn_id": format!("{id:016x}"),
-                        "side": index,
-                        "cookie": side.cookie.to_string(),
-                        "local": local(&side.tuple),
-                        "remote": remote(&side.tuple),
-                        "role": if u32::from(side.role) == ROLE_ACTIVE { "active" } else { "passive" },
-                        "netns_cookie": side.netns_cookie.to_string(),
-                        "skipped": (side.skipped != 0).then(|| name(REASONS, side.skipped)),
-                        "left": conn.left & (1 << index) != 0,
-                        "gate": conn.gate,
-                        "poisoned": conn.poisoned != 0,
-                        "pid": (side.tgid != 0).then_some(side.tgid),
+            conn.side
+                .iter()
+                .enumerate()
+                .filter(|(_, side)| side.cookie != 0)
+                .map(move |(index, side)| {
+                    row(&ConnectionRow {
+                        conn_id: format!("{id:016x}"),
+                        side: index,
+                        cookie: side.cookie.to_string(),
+                        local: local(&side.tuple),
+                        remote: remote(&side.tuple),
+                        role: if u32::from(side.role) == ROLE_ACTIVE {
+                            "active"
+                        } else {
+                            "passive"
+                        },
+                        netns_cookie: side.netns_cookie.to_string(),
+                        skipped: (side.skipped != 0).then(|| name(REASONS, side.skipped)),
+                        left: conn.left & (1 << index) != 0,
+                        gate: conn.gate,
+                        poisoned: conn.poisoned != 0,
+                        pid: (side.tgid != 0).then_some(side.tgid),
                     })
-                },
-            )
+                })
         })
         .collect())
 }
@@ -203,7 +399,11 @@ fn endpoints(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(addr, endpoint)| {
-            json!({ "addr": addr.ip(), "identity": endpoint.identity, "host": endpoint.host })
+            row(&EndpointRow {
+                addr: addr.ip(),
+                identity: endpoint.identity,
+                host: endpoint.host,
+            })
         })
         .collect())
 }
@@ -214,10 +414,10 @@ fn identities(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(cidr, identity)| {
-            json!({
-                "cidr": Network::from(*cidr).to_string(),
-                "prefixlen": cidr.prefixlen,
-                "identity": identity,
+            row(&IdentityRow {
+                cidr: Network::from(*cidr).to_string(),
+                prefixlen: cidr.prefixlen,
+                identity: *identity,
             })
         })
         .collect())
@@ -240,15 +440,15 @@ fn policy(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(key, policy)| {
-            json!({
-                "endpoint": key.endpoint.ip(),
-                "direction": key.direction,
-                "kind": key.kind,
-                "identity": key.identity,
-                "proto": key.proto,
-                "port": key.port,
-                "verdict": policy.verdict,
-                "evaluations": policy.evaluations,
+            row(&PolicyRow {
+                endpoint: key.endpoint.ip(),
+                direction: key.direction,
+                kind: key.kind,
+                identity: key.identity,
+                proto: key.proto,
+                port: key.port,
+                verdict: policy.verdict,
+                evaluations: policy.evaluations,
             })
         })
         .collect())
@@ -262,11 +462,11 @@ fn services(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(key, service)| {
-            json!({
-                "addr": end(key.addr, key.port),
-                "proto": key.proto,
-                "accelerate": service.accelerate,
-                "connections": service.connections,
+            row(&ServiceRow {
+                addr: end(key.addr, key.port),
+                proto: key.proto,
+                accelerate: service.accelerate,
+                connections: service.connections,
             })
         })
         .collect())
@@ -274,19 +474,20 @@ fn services(instance: &Instance) -> Result<Vec<Value>> {
 
 fn config(context: &Context, instance: &Instance) -> Result<()> {
     let config = instance.config()?;
-    let value = json!({
-        "layout": config.layout,
-        "enabled": config.enabled,
-        "generation": config.generation,
-        "scope": config.scope,
-        "blocking": config.blocking,
-        "budget_messages": config.budget_messages,
-        "budget_bytes": config.budget_bytes,
-        "max_message": config.max_message,
-        "port_includes": config.port_includes,
-        "cidr_includes": config.cidr_includes,
-        "allow": config.allow,
-        "max_sockets": instance.max_sockets()?,
+    let value = row(&ConfigRow {
+        layout: config.layout,
+        enabled: config.enabled,
+        generation: config.generation,
+        changing: config.changing,
+        scope: config.scope,
+        blocking: config.blocking,
+        budget_messages: config.budget_messages,
+        budget_bytes: config.budget_bytes,
+        max_message: config.max_message,
+        port_includes: config.port_includes,
+        cidr_includes: config.cidr_includes,
+        allow: config.allow,
+        max_sockets: instance.max_sockets()?,
     });
     context.output.print(&value, || {
         let fields = value.as_object().into_iter().flatten();

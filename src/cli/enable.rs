@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::Context;
+use super::entry::InstanceChanged;
 use crate::doctor::{self, Risk};
 use crate::error::{Error, Result};
 use crate::output::say;
@@ -15,28 +16,24 @@ use crate::words::{Blocking, BudgetBytes, BudgetMessages, MaxSockets, Network, P
 /// Options of `enable`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Only options that are given change an instance that is already enabled; another --cgroup is added.
+Where it is enabled, --cgroup adds one, and only the options given change.
 
 Example:  sockaccel enable --cgroup /sys/fs/cgroup/web --port 8080")]
 pub struct Args {
     /// A cgroup v2 whose processes' connections to accelerate
     #[arg(long = "cgroup", value_name = "PATH", required = true)]
     cgroups: Vec<PathBuf>,
-    /// What to do with programs that read from blocking sockets [default: skip]
-    #[arg(long, value_name = "WHAT")]
+    /// Programs that read from blocking sockets: skip (default), accelerate
+    #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     blocking_readers: Option<Blocking>,
-    /// Any paired local peer, or only destinations that are endpoints [default: local]
-    #[arg(long, value_name = "SCOPE")]
+    /// Which peers: all that are local (default), or only endpoints
+    #[arg(long, value_name = "SCOPE", hide_possible_values = true)]
     scope: Option<Scope>,
-    /// Only connections to these server ports
-    #[arg(long = "port", value_name = "PORT[-PORT]", value_delimiter = ',')]
+    /// Only connections to these server ports, like 80,8000-8080
+    #[arg(long = "port", value_name = "PORTS", value_delimiter = ',')]
     ports: Vec<Ports>,
     /// No connections to these server ports
-    #[arg(
-        long = "exclude-port",
-        value_name = "PORT[-PORT]",
-        value_delimiter = ','
-    )]
+    #[arg(long = "exclude-port", value_name = "PORTS", value_delimiter = ',')]
     exclude_ports: Vec<Ports>,
     /// Only connections to servers in these networks
     #[arg(long = "cidr", value_name = "CIDR", value_delimiter = ',')]
@@ -47,8 +44,13 @@ pub struct Args {
     /// Sockets that can be enrolled at one time [default: 65536]
     #[arg(long, value_name = "N")]
     max_sockets: Option<MaxSockets>,
-    /// Accept a risk that enable refuses by default
-    #[arg(long, value_name = "RISK", value_delimiter = ',')]
+    /// Accept a risk: fionread, known-bad-kernel (see sockaccel(8))
+    #[arg(
+        long,
+        value_name = "RISK",
+        hide_possible_values = true,
+        value_delimiter = ','
+    )]
     allow: Vec<Risk>,
     /// Messages that may wait in a redirect queue [default: 64]
     #[arg(long, value_name = "N")]
@@ -94,10 +96,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut settings = args.settings();
     settings.allow = accepted(context, args)?;
     let change = Instance::enable(&context.place, &cgroups, &settings)?;
-    context.output.print_json(&serde_json::json!({
-        "instance": context.place.instance,
-        "changed": change == Change::Done,
-    }))?;
+    context
+        .output
+        .print_json(&InstanceChanged::new(context, change))?;
     if change == Change::Done && !context.output.json {
         say(
             "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them.",

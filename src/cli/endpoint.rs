@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -36,7 +37,10 @@ pub enum Verb {
         host: bool,
     },
     /// Forget an address
-    #[command(visible_alias = "delete")]
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:  sockaccel endpoint del 10.0.0.7"
+    )]
     Del {
         /// The address
         #[arg(
@@ -51,10 +55,11 @@ pub enum Verb {
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All endpoints
     #[command(visible_aliases = ["show", "ls"])]
     List,
-    /// One of them
+    /// One endpoint
+    #[command(after_help = "Example:  sockaccel endpoint get 10.0.0.7")]
     Get {
         /// The address
         addr: IpAddr,
@@ -62,10 +67,13 @@ pub enum Verb {
 }
 
 /// An endpoint, as `list` and `get` show it.
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// The address.
     address: IpAddr,
+    /// Null: that of its network.
     identity: Option<u32>,
+    /// Added with --host.
     host: bool,
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use clap::Subcommand;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -30,18 +31,22 @@ Example:  sockaccel identity add 10.1.0.0/16 1001")]
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         identity: u32,
     },
-    /// Take it away
-    #[command(visible_alias = "delete")]
+    /// Take an identity away
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:  sockaccel identity del 10.1.0.0/16"
+    )]
     Del {
         /// The network, just as it was added
         cidr: Network,
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All identities
     #[command(visible_aliases = ["show", "ls"])]
     List,
     /// The identity of an address, and what gives it
+    #[command(after_help = "Example:  sockaccel identity get 10.1.2.3")]
     Get {
         /// The address
         addr: IpAddr,
@@ -49,10 +54,23 @@ Example:  sockaccel identity add 10.1.0.0/16 1001")]
 }
 
 /// An identity, as `list` shows it.
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// The network.
     cidr: String,
+    /// Its identity.
     identity: u32,
+}
+
+/// The identity of an address, as `get` shows it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Resolved {
+    /// The address.
+    address: IpAddr,
+    /// What policy sees.
+    identity: u32,
+    /// Where it comes from.
+    source: String,
 }
 
 /// Runs the verb.
@@ -104,8 +122,11 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Get { addr } => {
             let instance = Instance::open(&context.place)?;
             let (identity, source) = resolve(&instance, *addr)?;
-            let value =
-                serde_json::json!({ "address": addr, "identity": identity, "source": source });
+            let value = Resolved {
+                address: *addr,
+                identity,
+                source: source.clone(),
+            };
             context.output.print(&value, || {
                 table(
                     &["address", "identity", "source"],

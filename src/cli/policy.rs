@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -84,7 +85,8 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
     /// Delete a rule
     #[command(
         visible_alias = "delete",
-        override_usage = "sockaccel policy del ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]"
+        override_usage = "sockaccel policy del ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]",
+        after_help = "Example:  sockaccel policy del 10.0.0.7 egress 1001 tcp/8080"
     )]
     Del {
         #[command(flatten)]
@@ -95,16 +97,17 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All rules
     #[command(visible_aliases = ["show", "ls"])]
     List {
         /// Only those of this endpoint
         #[arg(long, value_name = "ADDR")]
         endpoint: Option<IpAddr>,
     },
-    /// One of them
+    /// One rule
     #[command(
-        override_usage = "sockaccel policy get ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]"
+        override_usage = "sockaccel policy get ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]",
+        after_help = "Example:  sockaccel policy get 10.0.0.7 egress 1001 tcp/8080"
     )]
     Get {
         #[command(flatten)]
@@ -116,14 +119,21 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
 }
 
 /// A rule, as `list` and `get` show it.
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// The endpoint's address.
     endpoint: IpAddr,
+    /// `egress` or `ingress`.
     direction: String,
+    /// A number, `any`, or `default` for what no rule names.
     identity: String,
+    /// `tcp` or `any`.
     protocol: &'static str,
+    /// Null: every port.
     port: Option<u16>,
+    /// `allow`, `deny` or `proxy:PORT`.
     verdict: String,
+    /// How often it decided.
     evaluations: u64,
 }
 

@@ -1,6 +1,7 @@
 //! `service`: destinations that stay on the stack, unless marked.
 
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -26,8 +27,11 @@ pub enum Verb {
         #[arg(long)]
         accelerate: bool,
     },
-    /// Forget it
-    #[command(visible_alias = "delete")]
+    /// Forget a virtual address
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:  sockaccel service del 10.96.0.1:443"
+    )]
     Del {
         /// The virtual address
         #[arg(value_name = "VIP:PORT[/tcp]")]
@@ -35,10 +39,11 @@ pub enum Verb {
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All services
     #[command(visible_aliases = ["show", "ls"])]
     List,
-    /// One of them
+    /// One service
+    #[command(after_help = "Example:  sockaccel service get 10.96.0.1:443")]
     Get {
         /// The virtual address
         #[arg(value_name = "VIP:PORT[/tcp]")]
@@ -47,11 +52,15 @@ pub enum Verb {
 }
 
 /// A service, as `list` and `get` show it.
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// Address and port.
     service: String,
+    /// `tcp`.
     protocol: &'static str,
+    /// Accelerated, not left to the stack.
     accelerate: bool,
+    /// Connections that met this entry.
     connections: u64,
 }
 

@@ -1,12 +1,13 @@
 //! `stats`
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
 use crate::error::Result;
 use crate::maps::Stats;
 use crate::outcome::{Outcome, REASONS, WHYS};
-use crate::output::{by_name, table};
+use crate::output::{Counts, by_name, table};
 use crate::state::Instance;
 
 /// Runs `stats`.
@@ -16,25 +17,60 @@ pub fn run(context: &Context) -> Result<()> {
     context.output.print(&to_json(&stats), || to_table(&stats))
 }
 
-/// The JSON of `stats`; see sockaccel(8) for what each field means.
-pub fn to_json(stats: &Stats) -> serde_json::Value {
-    json!({
-        "seen": stats.seen,
-        "enrolled": stats.enrolled(),
-        "enrolled_now": stats.enrolled_now(),
-        "paired": stats.paired,
-        "ejected": by_name(&stats.ejected, REASONS),
-        "skipped": by_name(&stats.skipped, REASONS),
-        "redirected_messages": stats.redirected_messages,
-        "redirected_bytes": stats.redirected_bytes,
-        "stack_messages": stats.stack_messages,
-        "stack_bytes": stats.stack_bytes,
-        "stack_reasons": by_name(&stats.stack_why, WHYS),
-        "promotions": stats.promotions,
-        "demotions": by_name(&stats.demoted_why, WHYS),
-        "demotions_in_company": stats.hard_cap,
-        "refused_options": stats.refused_options,
-    })
+/// The counters.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Counters {
+    /// Sockets that became ESTABLISHED in an enabled cgroup.
+    seen: u64,
+    /// Of these, enrolled and not ejected since.
+    enrolled: u64,
+    /// Of these, open.
+    enrolled_now: u64,
+    /// Sockets that found their peer.
+    paired: u64,
+    /// Sockets taken out again, by reason.
+    ejected: Counts,
+    /// Sockets never enrolled, by reason.
+    skipped: Counts,
+    /// Messages handed straight to their receiver.
+    redirected_messages: u64,
+    /// Their bytes.
+    redirected_bytes: u64,
+    /// Messages of enrolled sockets that went by the stack.
+    stack_messages: u64,
+    /// Their bytes.
+    stack_bytes: u64,
+    /// Messages on the stack, by reason.
+    stack_reasons: Counts,
+    /// Directions that went from stack to redirect.
+    promotions: u64,
+    /// Directions that went back, by reason.
+    demotions: Counts,
+    /// Of these, at the hard cap with several senders.
+    demotions_in_company: u64,
+    /// Calls of setsockopt(2) refused.
+    refused_options: u64,
+}
+
+/// The counters, as JSON has them.
+pub fn to_json(stats: &Stats) -> Counters {
+    Counters {
+        seen: stats.seen,
+        enrolled: stats.enrolled(),
+        enrolled_now: stats.enrolled_now(),
+        paired: stats.paired,
+        ejected: by_name(&stats.ejected, REASONS),
+        skipped: by_name(&stats.skipped, REASONS),
+        redirected_messages: stats.redirected_messages,
+        redirected_bytes: stats.redirected_bytes,
+        stack_messages: stats.stack_messages,
+        stack_bytes: stats.stack_bytes,
+        stack_reasons: by_name(&stats.stack_why, WHYS),
+        promotions: stats.promotions,
+        demotions: by_name(&stats.demoted_why, WHYS),
+        demotions_in_company: stats.hard_cap,
+        refused_options: stats.refused_options,
+    }
 }
 
 fn to_table(stats: &Stats) -> String {

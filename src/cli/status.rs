@@ -1,6 +1,9 @@
 //! `status`: whether it runs, and why connections are not accelerated.
 
-use serde_json::{Value, json};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{Context, stats};
 use crate::doctor::Risk;
@@ -20,21 +23,24 @@ pub fn run(context: &Context) -> Result<()> {
     let attached = instance.attached()?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = top(&counters);
-    let value = json!({
-        "instance": instance.name(),
-        "enabled": config.enabled != 0,
-        "unfinished_apply": config.changing % 2 == 1,
-        "cgroups": attached.iter().map(|a| json!({
-            "id": a.id.to_string(),
-            "path": a.path,
-        })).collect::<Vec<_>>(),
-        "scope": scope(&config),
-        "blocking_readers": blocking(&config),
-        "max_sockets": instance.max_sockets()?,
-        "allowed_risks": Risk::from_bits(config.allow).collect::<Vec<_>>(),
-        "stats": stats::to_json(&counters),
-        "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
-    });
+    let value = State {
+        instance: instance.name(),
+        enabled: config.enabled != 0,
+        unfinished_apply: config.changing % 2 == 1,
+        cgroups: attached
+            .iter()
+            .map(|cgroup| CgroupState {
+                id: cgroup.id.to_string(),
+                path: cgroup.path.clone(),
+            })
+            .collect(),
+        scope: scope(&config),
+        blocking_readers: blocking(&config),
+        max_sockets: instance.max_sockets()?,
+        allowed_risks: Risk::from_bits(config.allow).collect(),
+        stats: stats::to_json(&counters),
+        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+    };
     context.output.print(&value, || {
         to_text(
             &instance,
@@ -47,6 +53,53 @@ pub fn run(context: &Context) -> Result<()> {
     })
 }
 
+/// What runs, and why connections are not accelerated.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct State<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False while it is set up or taken down.
+    enabled: bool,
+    /// An apply was killed half-way.
+    unfinished_apply: bool,
+    /// The cgroups it is attached to.
+    cgroups: Vec<CgroupState>,
+    /// `local` or `endpoints`.
+    scope: &'a str,
+    /// `skip` or `accelerate`.
+    blocking_readers: &'a str,
+    /// Sockets that can be enrolled at one time.
+    max_sockets: u32,
+    /// Risks accepted.
+    allowed_risks: Vec<Risk>,
+    /// As `stats` prints them.
+    stats: stats::Counters,
+    /// The most frequent reasons.
+    not_accelerated: Vec<ReasonState>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct CgroupState {
+    /// In the kernel.
+    id: String,
+    /// Null when it was removed.
+    path: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct ReasonState {
+    /// Its name in `stats`.
+    reason: &'static str,
+    /// How often.
+    count: u64,
+    /// `sockets` or `messages`.
+    unit: &'static str,
+    /// In a sentence.
+    text: &'static str,
+    /// What would change it, or empty.
+    remedy: &'static str,
+}
+
 /// One reason with how often, in a sentence.
 struct Reason {
     outcome: Outcome,
@@ -55,14 +108,14 @@ struct Reason {
 }
 
 impl Reason {
-    fn to_json(&self) -> Value {
-        json!({
-            "reason": self.outcome.name,
-            "count": self.count,
-            "unit": self.unit,
-            "text": self.outcome.text,
-            "remedy": self.outcome.remedy,
-        })
+    fn to_json(&self) -> ReasonState {
+        ReasonState {
+            reason: self.outcome.name,
+            count: self.count,
+            unit: self.unit,
+            text: self.outcome.text,
+            remedy: self.outcome.remedy,
+        }
     }
 }
 

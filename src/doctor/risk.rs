@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -13,7 +14,9 @@ use serde::Serialize;
 pub const VARIABLE: &str = "SOCKACCEL_ALLOW";
 
 /// Something that makes `enable` refuse unless it is allowed by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Risk {
     /// FIONREAD does not count what waits on an enrolled socket.
