@@ -107,6 +107,16 @@ pub const REASONS: &[Outcome] = &[
         "the socket at its other end cannot be accelerated",
         "see the reason counted for the other end",
     ),
+    outcome(
+        "short_lived",
+        "connections to its server have been too short to profit",
+        "sockaccel enable --admission all",
+    ),
+    outcome(
+        "stream",
+        "it became a one-way stream, which plain TCP carries faster",
+        "sockaccel enable --stream-limit 0 keeps such connections enrolled",
+    ),
 ];
 
 /// Why a message went by the stack. The index is the value in the maps; 0
@@ -146,6 +156,11 @@ pub const WHYS: &[Outcome] = &[
         "large",
         "the message is larger than one redirect carries",
         "",
+    ),
+    outcome(
+        "stream",
+        "it is part of a one-way stream, which plain TCP carries faster",
+        "sockaccel enable --stream-limit 0 keeps such connections redirected",
     ),
     outcome("company", "several threads send on the socket at once", ""),
     outcome("own_state", "the sender has shut the connection down", ""),

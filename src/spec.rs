@@ -20,8 +20,8 @@ use crate::state::filters::{self, Filters};
 use crate::state::tables::{Tables, own_addresses, rule_key};
 use crate::state::{Difference, Setup};
 use crate::words::{
-    Blocking, BudgetBytes, BudgetMessages, Direction, Identity, MaxSockets, Network, Ports, Scope,
-    ServiceName, Traffic, Verdict,
+    Admission, Blocking, BudgetBytes, BudgetMessages, Direction, Identity, MaxSockets, Network,
+    Ports, Scope, ServiceName, StreamLimit, Traffic, Verdict,
 };
 
 /// Everything a command line can set. What is left out has its default;
@@ -50,6 +50,12 @@ pub struct Spec {
     /// Bytes that may wait in a redirect queue.
     #[serde(default)]
     pub budget_bytes: BudgetBytes,
+    /// Messages after which the sender of a one-way stream leaves; 0 never.
+    #[serde(default)]
+    pub stream_limit: StreamLimit,
+    /// Which connections to enrol.
+    #[serde(default)]
+    pub admission: Admission,
     /// Only connections to these server ports.
     #[serde(default)]
     pub ports: Vec<Ports>,
@@ -199,6 +205,8 @@ impl Source<'_> {
             scope: spec.scope,
             budget_messages: spec.budget_messages,
             budget_bytes: spec.budget_bytes,
+            stream_limit: spec.stream_limit,
+            admission: spec.admission,
             max_sockets: spec.max_sockets,
             allow: spec.allow.iter().chain(also).fold(0, |a, r| a | r.bit()),
             filters: Filters::new(
@@ -340,6 +348,8 @@ impl Spec {
             max_sockets: setup.max_sockets,
             budget_messages: setup.budget_messages,
             budget_bytes: setup.budget_bytes,
+            stream_limit: setup.stream_limit,
+            admission: setup.admission,
             ports: setup.filters.port_ranges(FILTER_INCLUDE),
             exclude_ports: setup.filters.port_ranges(FILTER_EXCLUDE),
             cidrs: setup.filters.networks(FILTER_INCLUDE),
@@ -540,6 +550,8 @@ mod tests {
                 scope: if endpoints { Scope::Endpoints } else { Scope::Local },
                 budget_messages: messages.to_string().parse().unwrap(),
                 budget_bytes: BudgetBytes::default(),
+                stream_limit: messages.to_string().parse().unwrap(),
+                admission: endpoints.into(),
                 max_sockets: MaxSockets::default(),
                 allow: u32::from(blocking),
                 filters,

@@ -71,6 +71,22 @@ impl Scope {
     }
 }
 
+/// Which connections are enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Admission {
+    /// To servers whose earlier connections have profited, and a sample of the others
+    #[default]
+    Learned,
+    /// All of them
+    All,
+}
+
+impl From<bool> for Admission {
+    fn from(all: bool) -> Self {
+        if all { Self::All } else { Self::Learned }
+    }
+}
+
 /// Direction of a connection, seen from the endpoint: who connected counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Direction {
@@ -297,6 +313,9 @@ pub type BudgetMessages = Bounded<1, 4096, 64>;
 /// Bytes that may wait in a redirect queue.
 pub type BudgetBytes = Bounded<1, 16_777_216, 262_144>;
 
+/// Messages after which the sender of a one-way stream leaves; 0 never.
+pub type StreamLimit = Bounded<0, { u32::MAX }, 8192>;
+
 impl<const MIN: u32, const MAX: u32, const DEFAULT: u32> Bounded<MIN, MAX, DEFAULT> {
     fn new(number: i64) -> Result<Self, String> {
         match u32::try_from(number) {
@@ -424,10 +443,11 @@ macro_rules! named {
     )* };
 }
 
-named!(Blocking, Scope, Direction);
+named!(Blocking, Scope, Admission, Direction);
 in_files!(
     Blocking,
     Scope,
+    Admission,
     Direction,
     Ports,
     Network,
@@ -440,6 +460,7 @@ in_files!(
 strings!(
     Blocking,
     Scope,
+    Admission,
     Direction,
     Ports,
     Network,

@@ -88,6 +88,8 @@ fn what_commands_set_is_exported_and_applied_as_it_was() {
         "--max-sockets=1000",
         "--budget-messages=7",
         "--budget-bytes=7000",
+        "--stream-limit=77",
+        "--admission=all",
     ]);
     for command in [
         "endpoint add 10.0.0.7 --identity 1001",

@@ -72,6 +72,7 @@ struct View {
     queue_long: u32,
     splicing: u32,
     another_thread: u32,
+    answered: u32,
     size: u32,
     budget_bytes: u32,
 }
@@ -83,6 +84,7 @@ struct DecideCase {
     conf: Config,
     view: View,
     why: u32,
+    pad: u32,
 }
 
 #[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -227,6 +229,7 @@ fn ready(path: u32) -> DecideCase {
             ..View::new_zeroed()
         },
         why: u32::MAX,
+        pad: 0,
     }
 }
 
@@ -244,6 +247,11 @@ fn in_company(case: &mut DecideCase) {
 
 fn denied(case: &mut DecideCase) {
     case.view.why = index(WHYS, "denied");
+}
+
+fn streaming(case: &mut DecideCase) {
+    case.conf.stream_limit = 100;
+    case.st.lost = 100;
 }
 
 /// The change to a ready direction, and why it then goes by the stack.
@@ -303,6 +311,23 @@ const ENTER: &[Decision] = &[
     (
         "the last byte that fits",
         |c| queued(c, 1, 936),
+        "redirected",
+    ),
+    ("a stream", streaming, "stream"),
+    (
+        "almost a stream",
+        |c| {
+            streaming(c);
+            c.st.lost = 99;
+        },
+        "redirected",
+    ),
+    (
+        "a stream, but senders of streams stay",
+        |c| {
+            streaming(c);
+            c.conf.stream_limit = 0;
+        },
         "redirected",
     ),
     (
@@ -384,6 +409,15 @@ const STAY: &[Decision] = &[
             c.conf.without_company_rule = 1;
         },
         "denied",
+    ),
+    ("a stream", streaming, "stream"),
+    (
+        "a stream, unread messages",
+        |c| {
+            streaming(c);
+            queued(c, 1, 64);
+        },
+        "redirected",
     ),
     ("messages over budget", |c| queued(c, 4, 4), "redirected"),
     ("one message less", |c| queued(c, 3, 4), "redirected"),
@@ -600,6 +634,54 @@ fn check_queue(what: &str, before: &DecideCase, after: &Sock) {
         ),
         "{what}"
     );
+}
+
+/// What messages of these kinds add to `lost`, or take from it, in a row.
+#[test]
+fn enrolment_pays_where_messages_are_answered() {
+    type Kind = (&'static str, fn(&mut DecideCase), u32, i64);
+    const KINDS: &[Kind] = &[
+        ("request and response", |c| c.view.answered = 1, 100, -400),
+        (
+            "a pipeline of 32 requests",
+            |c| c.view.answered = u32::from(c.st.unanswered == 31),
+            3200,
+            -400,
+        ),
+        ("small ones, never answered", |_| {}, 1064, 1000),
+        (
+            "large ones, never answered",
+            |c| c.view.size = 64 << 10,
+            1000,
+            0,
+        ),
+        (
+            "the reader is behind",
+            |c| c.view.write_seq += 1,
+            1000,
+            1000,
+        ),
+        (
+            "the reader is behind large ones",
+            |c| (c.view.write_seq, c.view.size) = (c.view.write_seq + 1, 64 << 10),
+            100,
+            1700,
+        ),
+        ("denied: a later policy may allow it", denied, 1000, 0),
+    ];
+    let mut storage = MaybeUninit::uninit();
+    let skel = load(&mut storage);
+    for &(what, change, messages, expected) in KINDS {
+        let fresh = ready(STACK);
+        let mut case = fresh;
+        case.st.lost = 1000;
+        for _ in 0..messages {
+            case.view = fresh.view;
+            change(&mut case);
+            run(&skel.progs.test_decide, &mut case);
+        }
+        assert_eq!(i64::from(case.st.lost) - 1000, expected, "{what}: {case:?}");
+    }
 }
 
 /// A direction once in company never comes back, however lonely it is later.

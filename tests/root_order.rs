@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
+use common::instance::Stats;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
@@ -82,7 +83,7 @@ fn stress(
     options: &[&str],
     seconds: u64,
     meddle: impl Fn(&Instance, &Cgroup) -> u64 + Sync,
-) {
+) -> Stats {
     let mut rng = Rng::for_test(name);
     let cgroup = Cgroup::new(name);
     let instance = Instance::enable(&cgroup, options);
@@ -121,6 +122,7 @@ fn stress(
         "{redirected} bytes redirected: {}",
         stats.0
     );
+    stats
 }
 
 fn leave_alone(_: &Instance, _: &Cgroup) -> u64 {
@@ -146,6 +148,18 @@ fn random_traffic_is_byte_exact_with_a_budget_of_two_messages() {
 #[test]
 fn random_traffic_is_byte_exact_with_a_budget_of_few_bytes() {
     stress("order-bytes", &["--budget-bytes", "1000"], 6, leave_alone);
+}
+
+/// Senders leave in the middle of everything, with the other direction redirected.
+#[test]
+fn random_traffic_is_byte_exact_while_streams_are_ejected() {
+    for limit in ["50", "200", "500"] {
+        let options = ["--stream-limit", limit];
+        let stats = stress("order-stream", &options, 4, leave_alone);
+        let ejected = stats.by_reason("ejected", "stream");
+        println!("limit {limit}: {ejected} sockets ejected");
+        assert!(ejected > 0, "{}", stats.0);
+    }
 }
 
 #[test]

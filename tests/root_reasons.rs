@@ -139,6 +139,24 @@ fn no_local_peer_of_a_connecting_socket_at_its_first_ack() {
     assert_closed(&instance, pair);
 }
 
+/// It never sends, so no ACK tells: it must not keep its place for that.
+#[test]
+fn no_local_peer_of_an_idle_connecting_socket() {
+    let cgroup = Cgroup::new("idle");
+    let instance = Instance::enable(&cgroup, &[]);
+    let options = Options::default();
+    let listener = listen(&options);
+    let _joined = cgroup.join();
+    let pair = Pair::on(&listener, &options);
+    Deadline::seconds(10).until("no entry", || {
+        instance.dump("sockhash").is_empty() && instance.dump("connections").is_empty()
+    });
+    assert_told(&instance, (&[], &[("no_local_peer", 1)]));
+    let pair = flows_by_the_stack(&instance, pair);
+    assert_closed(&instance, pair);
+    assert_told(&instance, (&[], &[("no_local_peer", 1)]));
+}
+
 /// Closed with its only message not acknowledged yet: the books must not show
 /// it as open for ever.
 #[test]
@@ -558,12 +576,12 @@ fn map_full() {
 }
 
 /// The table of connections is as large as that of sockets, and fills first
-/// when each connection has one socket here.
+/// when each connection has one socket here that is not enrolled.
 #[test]
 fn map_full_of_connections() {
     let cgroup = Cgroup::new("full");
     let options = Options {
-        client_nonblocking: false,
+        prepare_client: |fd| option::set(fd, option::RcvLowat, 2),
         ..Options::default()
     };
     let instance = Instance::enable(&cgroup, &["--max-sockets", "2"]);

@@ -83,6 +83,16 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		st->verdict = SA_WHY_PEER_STATE;
 		return;
 	}
+	st->marks &= ~SA_MARK_LEAVING;
+	if (conn->gate & sa_gate(SA_GATE_GONE, !st->side)) {
+		st->verdict = SA_WHY_MISSED;
+		return;
+	}
+	if (conn->gate & sa_gate(SA_GATE_LEAVING, !st->side)) {
+		/* Look again at the next message. */
+		st->marks |= SA_MARK_LEAVING;
+		st->generation = generation - 1;
+	}
 	active = st->role == SA_ROLE_ACTIVE;
 	mark = bpf_map_lookup_elem(&sa_marked, &st->peer_cookie);
 	if (mark)
@@ -93,7 +103,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		st->marks |= *mark & SA_MARK_OPTION;
 	if (peer->tgid && sa_process_splices(peer->tgid, peer->start_time))
 		st->marks |= SA_MARK_SPLICING;
-	if (st->marks) {
+	if (st->marks & ~SA_MARK_LEAVING) {
 		st->verdict = st->marks & SA_MARK_SPLICING ? SA_WHY_SPLICING : SA_WHY_READER;
 		return;
 	}
@@ -136,8 +146,25 @@ static __noinline bool sa_open_gate(struct sa_sock *st)
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return false;
-	return !(__sync_fetch_and_or(&conn->gate, st->side ? SA_GATE_USED_1 : SA_GATE_USED_0) &
-		 SA_GATE_SHUT);
+	return !(__sync_fetch_and_or(&conn->gate, sa_gate(SA_GATE_USED, st->side)) &
+		 (SA_GATE_SHUT | sa_gate(SA_GATE_GONE, !st->side)));
+}
+
+/*
+ * The peer asks to leave. Not while its queue holds something: bytes by TCP
+ * behind it would not wake an edge-triggered reader. Then it must stay.
+ */
+static __noinline bool sa_let_go(const struct sa_sock *st, __u32 queue_empty)
+{
+	struct sa_conn *conn;
+
+	if (!st || queue_empty)
+		return true;
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
+		return true;
+	return __sync_fetch_and_or(&conn->gate, sa_gate(SA_GATE_REFUSED, !st->side)) &
+	       sa_gate(SA_GATE_GONE, !st->side);
 }
 
 #endif

@@ -9,20 +9,7 @@
 #include "inspect.h"
 #include "listener.h"
 #include "pairing.h"
-
-/* Deletes one socket from the map, and counts it if it was there. */
-static __always_inline bool sa_eject_one(__u64 cookie, __u32 reason)
-{
-	if (bpf_map_delete_elem(&sa_sockhash, &cookie))
-		return false;
-	sa_add_at(ejected, reason, SA_REASON_COUNT, 1);
-	return true;
-}
-
-static __always_inline void sa_quiet(struct bpf_sock_ops *ops)
-{
-	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
-}
+#include "stream.h"
 
 /* Did the peer take this socket out? */
 static __always_inline bool sa_was_ejected(const struct sa_sock *st, const struct sa_conn *conn)
@@ -43,10 +30,13 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	/* Not there: closing has taken it out, and counts it, or the peer has. */
-	if (st->enrolled && (sa_eject_one(st->cookie, reason) || sa_was_ejected(st, conn))) {
+	if (st->enrolled) {
+		/* Not there: the peer or the watch has taken it out, or close(2). */
+		if (sa_eject_one(st->cookie, reason) || !conn || sa_was_ejected(st, conn))
+			st->ejected = reason;
+		else
+			sa_add(closed, 1);
 		st->enrolled = 0;
-		st->ejected = reason;
 	}
 	sa_leave(st);
 	sa_quiet(ops);
@@ -76,6 +66,7 @@ static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_si
 	__u16 *ports = (void *)&st->peer_ports;
 
 	st->peer_sk = peer->sk;
+	st->peer_st = peer->st;
 	st->pressure = (__u64)psk->__sk_common.skc_prot->memory_pressure;
 	ports[0] = bpf_htons(peer->tuple.remote_port);
 	ports[1] = peer->tuple.local_port;
@@ -93,6 +84,10 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	struct sa_side *other;
 	__u32 own, theirs;
 
+	if (st->judged) {
+		sa_on_stream_ack(ops, st, tp, conf);
+		return;
+	}
 	if (!st->enrolled && st->role == SA_ROLE_PASSIVE) {
 		own = sa_blocking(tp);
 		/* Not accepted yet: another ACK will come. */
@@ -148,7 +143,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 		if (st->role == SA_ROLE_PASSIVE)
 			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
 					  SA_READERS_NONBLOCKING);
-		sa_quiet(ops);
+		st->judged = 1;
 	}
 }
 

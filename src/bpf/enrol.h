@@ -3,6 +3,7 @@
 #ifndef SA_ENROL_H
 #define SA_ENROL_H
 
+#include "admit.h"
 #include "eject.h"
 #include "watch.h"
 #include "policy.h"
@@ -24,7 +25,7 @@ static __always_inline __u32 sa_update_reason(long err)
 }
 
 /* Everything that can be said before the peer is known. */
-static __always_inline __u32 sa_unfit(struct sa_config *conf, struct sa_sock *st,
+static __always_inline __u32 sa_unfit(const struct sa_config *conf, struct sa_sock *st,
 				      const struct tcp_sock___sa *tp,
 				      const struct sa_listening *listening)
 {
@@ -64,6 +65,7 @@ static __always_inline void sa_publish(struct sa_side *mine, const struct sa_soc
 	mine->skipped = st->skipped;
 	mine->tgid = st->tgid;
 	mine->start_time = st->start_time;
+	mine->st = (__u64)st;
 	mine->role = st->role;
 	mine->wscale_ok = BPF_CORE_READ_BITFIELD(tp, rx_opt.wscale_ok);
 	mine->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
@@ -99,6 +101,7 @@ static __always_inline __u32 sa_meet_active(struct sa_sock *st, const struct tcp
 		return reason;
 	}
 	sa_publish(sa_side(conn, st->side), st, tp, sk);
+	sa_watch_in(conn, SA_WATCH_LONELY_NS);
 	return SA_REASON_NONE;
 }
 
@@ -142,23 +145,87 @@ static __always_inline __u32 sa_meet_passive(struct sa_sock *st, const struct tc
 	return reason;
 }
 
+/*
+ * Before anything is allocated: is this one of those that are not looked at any
+ * further? A passive socket whose peer was passed over has nobody to meet, like
+ * one with a remote peer.
+ */
+static __always_inline bool sa_passes(struct bpf_sock_ops *ops, const struct sa_config *conf,
+				      const struct tcp_sock___sa *tp, __u32 role)
+{
+	__u64 conn_id = sa_conn_id(tp->snd_nxt, tp->rcv_nxt);
+	struct sa_tuple tuple;
+	__u32 reason;
+
+	if (role == SA_ROLE_PASSIVE) {
+		if (bpf_map_lookup_elem(&sa_conns, &conn_id))
+			return false;
+		reason = sa_was_passed(conn_id, SA_ROLE_ACTIVE) ? SA_REASON_PEER_NOT_ELIGIBLE :
+								  SA_REASON_NO_LOCAL_PEER;
+	} else {
+		sa_tuple_of(tp, &tuple);
+		reason = sa_pass_over(conf, tp, &tuple, bpf_get_netns_cookie(ops));
+		if (!reason)
+			return false;
+	}
+	sa_pass(conn_id, role, reason);
+	return true;
+}
+
+/* All that is known of the socket itself. */
+static __always_inline void sa_introduce(struct bpf_sock_ops *ops, struct sa_sock *st,
+					 const struct tcp_sock___sa *tp, __u32 role)
+{
+	st->cookie = bpf_get_socket_cookie(ops);
+	st->netns_cookie = bpf_get_netns_cookie(ops);
+	st->role = role;
+	sa_tuple_of(tp, &st->tuple);
+	st->first_seq = tp->snd_nxt;
+	st->conn_id = sa_conn_id(tp->snd_nxt, tp->rcv_nxt);
+	st->side = tp->snd_nxt < tp->rcv_nxt;
+}
+
+/* 0 when it may be enrolled; else why not. */
+static __always_inline __u32 sa_meet(const struct sa_config *conf, struct sa_sock *st,
+				     const struct tcp_sock___sa *tp,
+				     const struct sa_listening *listening)
+{
+	__u32 reason;
+
+	if (tp->snd_nxt == tp->rcv_nxt) {
+		st->conn_id = 0;
+		return SA_REASON_SELF_CONNECT;
+	}
+	/* One with the same sequence numbers was: one of the two is forged. */
+	if (st->role == SA_ROLE_ACTIVE && sa_was_passed(st->conn_id, SA_ROLE_ACTIVE)) {
+		st->conn_id = 0;
+		return SA_REASON_AMBIGUOUS;
+	}
+	st->skipped = sa_unfit(conf, st, tp, listening);
+	reason = st->role == SA_ROLE_ACTIVE ? sa_meet_active(st, tp, (__u64)tp) :
+					      sa_meet_passive(st, tp, (__u64)tp);
+	return reason ? reason : st->skipped;
+}
+
 static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 role)
 {
 	struct sa_config *conf = sa_conf();
 	struct bpf_sock *sk = ops->sk;
 	const struct tcp_sock___sa *tp;
-	struct sa_sock *st;
 	const struct sa_listening *listening;
+	struct sa_sock *st;
 	__u32 reason;
-	__u64 addr;
 
 	if (!conf || !conf->enabled || !sk)
 		return;
 	tp = (const void *)bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	addr = (__u64)tp;
-	st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
+	if (!st && sa_passes(ops, conf, tp, role))
+		return;
+	if (!st)
+		st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st) {
 		sa_add(seen, 1);
 		sa_add_at(skipped, SA_REASON_NO_MEMORY, SA_REASON_COUNT, 1);
@@ -167,28 +234,12 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	/* Nested cgroups run the program once for each. */
 	if (st->cookie)
 		return;
-	st->cookie = bpf_get_socket_cookie(ops);
-	st->netns_cookie = bpf_get_netns_cookie(ops);
-	st->role = role;
-	sa_tuple_of(tp, &st->tuple);
+	sa_introduce(ops, st, tp, role);
 	listening = bpf_sk_storage_get(&sa_listening, sk, NULL, 0);
 	if (listening)
 		st->tuple.listen_port = listening->port;
-	st->first_seq = tp->snd_nxt;
-	st->conn_id = sa_conn_id(tp->snd_nxt, tp->rcv_nxt);
-	st->side = tp->snd_nxt < tp->rcv_nxt;
 	sa_add(seen, 1);
-
-	if (tp->snd_nxt == tp->rcv_nxt) {
-		st->conn_id = 0;
-		reason = SA_REASON_SELF_CONNECT;
-	} else {
-		st->skipped = sa_unfit(conf, st, tp, listening);
-		reason = role == SA_ROLE_ACTIVE ? sa_meet_active(st, tp, addr) :
-						  sa_meet_passive(st, tp, addr);
-	}
-	if (!reason)
-		reason = st->skipped;
+	reason = sa_meet(conf, st, tp, listening);
 	if (!reason) {
 		long err = bpf_sock_hash_update(ops, &sa_sockhash, &st->cookie, BPF_NOEXIST);
 
@@ -201,6 +252,12 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	if (!reason) {
 		st->enrolled = 1;
 		sa_add(enrolled, 1);
+		if (role == SA_ROLE_ACTIVE) {
+			struct sa_server_key key;
+
+			sa_server_of(&st->tuple, st->netns_cookie, &key);
+			sa_charge(&key);
+		}
 		return;
 	}
 	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
@@ -223,7 +280,19 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 
 	if (!sk)
 		return;
-	st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
+	if (!st) {
+		const struct tcp_sock___sa *tp = (const void *)bpf_skc_to_tcp_sock(sk);
+		const struct sa_config *conf = sa_conf();
+		struct sa_tuple tuple;
+
+		if (!tp || !conf || !conf->enabled)
+			return;
+		sa_tuple_of(tp, &tuple);
+		if (sa_pass_over(conf, tp, &tuple, bpf_get_netns_cookie(ops)))
+			return;
+		st = bpf_sk_storage_get(&sa_socks, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	}
 	if (!st)
 		return;
 	if (st->cookie) {
@@ -247,6 +316,8 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
  */
 static __always_inline void sa_tell(struct sa_sock *st)
 {
+	if (st->told_messages != st->redirected_messages)
+		sa_earn(st, st->redirected_messages % SA_ADMIT_EVERY);
 	sa_add(redirected_messages, st->redirected_messages - st->told_messages);
 	sa_add(redirected_bytes, st->redirected_bytes - st->told_bytes);
 	st->told_messages = st->redirected_messages;
@@ -257,7 +328,8 @@ static __always_inline void sa_on_close(struct sa_sock *st)
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	if (st->enrolled && !sa_was_ejected(st, conn))
+	/* The watch ejects, and deletes the connection. */
+	if (st->enrolled && conn && !sa_was_ejected(st, conn))
 		sa_add(closed, 1);
 	/* Nested cgroups run the program once for each. */
 	st->enrolled = 0;

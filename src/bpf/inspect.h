@@ -66,9 +66,7 @@ static __always_inline bool sa_alone(const struct sk_psock___sa *psock)
 /* tcp_enter_memory_pressure() sets the word that sa_adopt_peer() found. */
 static __always_inline bool sa_under_pressure(const struct sa_sock *st)
 {
-	return st->pressure &&
-	       *(const unsigned long *)bpf_rdonly_cast((const void *)st->pressure,
-						       bpf_core_type_id_kernel(unsigned long));
+	return st->pressure && sa_word(st->pressure);
 }
 
 static __always_inline bool sa_own_can_send(const struct sock___sa *sk)
@@ -175,6 +173,21 @@ static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct soc
  */
 #define SA_REFRESH_JIFFIES 60000
 
+/* Has the peer sent since our last message? Of a peer that is gone: anything. */
+static __always_inline bool sa_answered(struct sa_sock *st)
+{
+	__u32 sent;
+
+	if (!st->peer_st)
+		return false;
+	sent = sa_word(st->peer_st + __builtin_offsetof(struct sa_sock, redirected_messages)) +
+	       sa_word(st->peer_st + __builtin_offsetof(struct sa_sock, stack_messages));
+	if (sent == st->answers)
+		return false;
+	st->answers = sent;
+	return true;
+}
+
 /* Fills the view for one message; st->verdict is current. */
 static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock___sa *tp,
 				       const struct sa_config *conf, struct sa_view *v)
@@ -184,6 +197,7 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	const struct sock___sa *psk = (const void *)peer;
 	const struct sk_psock___sa *psock = sa_psock(own);
 
+	v->answered = sa_answered(st);
 	v->write_seq = tp->write_seq;
 	v->alone = psock && sa_alone(psock);
 	if (!sa_own_can_send(own))

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 1
+#define SA_LAYOUT 2
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -41,6 +41,9 @@ enum sa_role {
 	SA_ROLE_PASSIVE = 2, /* accept(2): the server */
 };
 
+/* In place of a cookie: nobody has come, and nobody will be let in. */
+#define SA_NOBODY (~0ULL)
+
 /* One socket's part of a connection. Only that socket's programs write it. */
 struct sa_side {
 	__u64 cookie; /* claimed by compare-and-swap, 0 is free */
@@ -56,14 +59,18 @@ struct sa_side {
 	__u32 tgid; /* of the process seen using the socket, 0 unknown */
 	__u32 pad;
 	__u64 start_time; /* of that process: ns since boot */
-	__u64 pad2[4];
+	__u64 st; /* address of the socket's struct sa_sock */
+	__u64 pad2[3];
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct sa_side) == 128, "layout");
 
+/* Bits of side 0; those of side 1 are the next, see sa_gate(). */
 enum sa_gate {
-	SA_GATE_USED_0 = 1, /* side 0 has redirected to side 1 at least once */
-	SA_GATE_USED_1 = 2,
-	SA_GATE_SHUT = 4, /* nothing was ever redirected, nothing ever will be */
+	SA_GATE_USED = 1, /* it has redirected to the other at least once */
+	SA_GATE_SHUT = 4, /* both: nothing was ever redirected, nothing ever will be */
+	SA_GATE_GONE = 8, /* it is out: nothing may be redirected to it */
+	SA_GATE_LEAVING = 32, /* it asks its peer not to redirect to it */
+	SA_GATE_REFUSED = 128, /* the peer had to, meanwhile */
 };
 
 /* Value of sa_conns: the rendezvous of the two sockets of one connection. */
@@ -94,6 +101,7 @@ struct sa_sock {
 	__u64 peer_cookie; /* 0 until paired, then immutable */
 	__u64 peer_sk;
 	__u64 peer_file; /* of the peer, while the path is redirect */
+	__u64 peer_st; /* address of the peer's struct sa_sock */
 	__u64 pressure; /* address of the protocol's memory_pressure */
 	__u64 netns_cookie;
 	__u64 start_time; /* of the process `tgid`: ns since boot */
@@ -131,13 +139,18 @@ struct sa_sock {
 	__u32 policy_tier; /* tier of the entry that decided, 0 none */
 	__u32 contended; /* how often the peer's lock was found taken: 0 rarely */
 	__u32 peer_ports; /* skc_portpair of the peer: it may connect elsewhere */
+	__u32 lost; /* messages that enrolment has cost time: see sa_weigh() */
+	__u32 unanswered; /* messages sent since the peer sent one */
+	__u32 answers; /* what the peer had sent by the last message */
+	__u32 judged; /* both ends were seen to read in a way redirect can serve */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 264, "layout");
+_Static_assert(sizeof(struct sa_sock) == 288, "layout");
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
 	SA_MARK_OPTION = 2, /* the peer asked for an option redirect cannot honour */
+	SA_MARK_LEAVING = 4, /* the peer is about to leave, see stream.h */
 };
 
 /* Key of sa_endpoints, sa_services' address part, the policy's endpoint. */
@@ -233,7 +246,8 @@ struct sa_config {
 	/* For tests of the rules themselves: 1 turns the rule off. */
 	__u32 without_company_rule;
 	__u32 without_observer;
-	__u32 pad[2];
+	__u32 stream_limit; /* of sa_sock.lost, 0 none: the sender leaves */
+	__u32 admit_all; /* also to servers whose connections are too short */
 };
 _Static_assert(sizeof(struct sa_config) == 64, "layout");
 
@@ -252,6 +266,15 @@ struct sa_listener {
 	__u32 pad;
 	__u64 start_time; /* of that process: ns since boot */
 };
+
+/* Of sa_servers: where a client connects to. */
+struct sa_server_key {
+	__u64 netns_cookie; /* of the client */
+	struct sa_addr addr;
+	__u32 port;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_server_key) == 32, "layout");
 
 enum sa_readers {
 	SA_READERS_UNKNOWN = 0,
@@ -288,6 +311,6 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_dump) == 296, "layout");
+_Static_assert(sizeof(struct sa_dump) == 320, "layout");
 
 #endif

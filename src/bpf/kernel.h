@@ -20,6 +20,10 @@ struct list_head___sa {
 	struct list_head___sa *next;
 };
 
+struct timespec64___sa {
+	__s64 tv_sec;
+};
+
 typedef struct {
 	int counter;
 } atomic_t___sa;
@@ -218,5 +222,11 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
  */
 #define sa_cast(addr, type) \
 	((struct type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(struct type)))
+
+/* A word somewhere: the cast takes structs only, and this one begins with a number. */
+static __always_inline __u64 sa_word(__u64 addr)
+{
+	return sa_cast(addr, timespec64___sa)->tv_sec;
+}
 
 #endif

@@ -120,6 +120,29 @@ struct {
 	__type(value, struct sa_listener);
 } sa_listeners SEC(".maps");
 
+/*
+ * Does enrolling connections to this server pay? A time in ns since boot: until
+ * when its connections have used up what they may cost, see admit.h.
+ * sa_sockops raises it as it enrols, both programs lower it as redirect pays.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sa_server_key);
+	__type(value, __u64);
+} sa_servers SEC(".maps");
+
+/*
+ * The conn_id of connections passed over, each side in a slot of its own, found
+ * by hash; the next one there overwrites it. sa_sockops writes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u64);
+} sa_passed SEC(".maps");
+
 /* Processes seen splicing, by tgid. The splice observer writes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -68,6 +68,12 @@ static __always_inline struct sa_side *sa_side(struct sa_conn *conn, __u32 side)
 	return side ? &conn->side[1] : &conn->side[0];
 }
 
+/* The bit of sa_conn.gate that is about this side. */
+static __always_inline __u32 sa_gate(__u32 bit, __u32 side)
+{
+	return side ? bit << 1 : bit;
+}
+
 /*
  * Takes the side for this cookie: 0, or the reason why not.
  *
@@ -85,6 +91,8 @@ static __always_inline __u32 sa_claim(struct sa_conn *conn, __u64 id, __u32 side
 			__sync_val_compare_and_swap(&mine->cookie, cookie, 0);
 		return SA_REASON_NO_LOCAL_PEER;
 	}
+	if (owner == SA_NOBODY)
+		return SA_REASON_NO_LOCAL_PEER;
 	if (owner && owner != cookie) {
 		__sync_lock_test_and_set(&conn->poisoned, 1);
 		return SA_REASON_AMBIGUOUS;

@@ -22,6 +22,7 @@ struct sa_view {
 	__u32 queue_long; /* ... is long right now */
 	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
 	__u32 another_thread; /* than the one that sent last */
+	__u32 answered; /* the peer has sent since the last message */
 	__u32 size; /* bytes */
 	__u32 budget_bytes; /* what the peer's redirect queue may hold */
 };
@@ -58,6 +59,47 @@ static __always_inline __u32 sa_demote(struct sa_sock *st, __u32 why)
 	return why;
 }
 
+/* Why a direction whose receiver cannot follow, or must not be redirected to,
+ * is on the stack. What tables or a shortage keep there may come back.
+ */
+#define SA_STREAM_WHYS                                                                     \
+	(1u << SA_WHY_UNREAD | 1u << SA_WHY_BEHIND | 1u << SA_WHY_BUDGET |                 \
+	 1u << SA_WHY_LARGE | 1u << SA_WHY_COMPANY | 1u << SA_WHY_READER |                 \
+	 1u << SA_WHY_SPLICING | 1u << SA_WHY_CONTENDED | 1u << SA_WHY_STREAM |            \
+	 1u << SA_WHY_MISSED)
+
+/* Longer pipelines of requests than this are taken for a stream. */
+#define SA_PIPELINE 64
+/* Redirect carries messages of this size faster than TCP, answered or not. */
+#define SA_BULK 16384
+
+static __always_inline bool sa_is_stream(const struct sa_sock *st, const struct sa_config *conf)
+{
+	return conf->stream_limit && st->lost >= conf->stream_limit;
+}
+
+/*
+ * Does enrolment pay? A message on the stack costs an enrolled sender a copy and
+ * a program, and small ones that nobody answers TCP would have coalesced. What
+ * is answered saves several times as much.
+ */
+static __always_inline void sa_weigh(struct sa_sock *st, const struct sa_view *v, __u32 why)
+{
+	if (v->answered)
+		st->unanswered = 0;
+	else
+		st->unanswered++;
+	if (why) {
+		if (SA_STREAM_WHYS >> (why & 31) & 1)
+			st->lost += 1 + (v->size >> 12);
+		return;
+	}
+	if (st->unanswered > SA_PIPELINE && v->size < SA_BULK)
+		st->lost++;
+	else if (v->answered && st->lost)
+		st->lost -= st->lost < 4 ? st->lost : 4;
+}
+
 /*
  * Stay redirected, or leave? Leaving is safe when nothing is in flight, which
  * only a lonely sender knows: with company the kernel may be between an
@@ -83,6 +125,8 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 		why = st->leaving;
 	if (!why && sa_over(st, v, conf))
 		why = SA_WHY_BUDGET;
+	if (!why && sa_is_stream(st, conf))
+		why = SA_WHY_STREAM;
 	if (!why)
 		return 0;
 	/*
@@ -125,6 +169,8 @@ static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *
 		return SA_WHY_BEHIND;
 	if (sa_over(st, v, conf))
 		return SA_WHY_BUDGET;
+	if (sa_is_stream(st, conf))
+		return SA_WHY_STREAM;
 	st->path = SA_PATH_REDIRECT;
 	st->promoted_seq = v->write_seq;
 	st->others = 0;
@@ -136,13 +182,15 @@ static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *
 static __always_inline __u32 sa_decide(struct sa_sock *st, const struct sa_view *v,
 				       const struct sa_config *conf)
 {
+	__u32 why;
+
 	if (v->queue_empty) {
 		st->queued_messages = 0;
 		st->queued_bytes = 0;
 	}
-	if (st->path == SA_PATH_REDIRECT)
-		return sa_stay(st, v, conf);
-	return sa_enter(st, v, conf);
+	why = st->path == SA_PATH_REDIRECT ? sa_stay(st, v, conf) : sa_enter(st, v, conf);
+	sa_weigh(st, v, why);
+	return why;
 }
 
 #endif

@@ -105,7 +105,11 @@ int sa_skmsg(struct sk_msg_md *msg)
 	}
 
 	sa_inspect(st, tp, conf, &v);
-	v.splicing = st->marks & SA_MARK_SPLICING;
+	if (st->marks) {
+		v.splicing = st->marks & SA_MARK_SPLICING;
+		if (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty))
+			sa_force(&v, SA_WHY_MISSED);
+	}
 	path = st->path;
 	if (path == SA_PATH_REDIRECT && !v.queue_empty && sa_over_hard_cap(st))
 		v.queue_long = sa_peer_queue_long(st);
@@ -143,6 +147,8 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
+	if (!(st->redirected_messages % SA_ADMIT_EVERY))
+		sa_earn(st, SA_ADMIT_EVERY);
 	if (path != SA_PATH_REDIRECT)
 		sa_add(promotions, 1);
 	return SK_PASS;

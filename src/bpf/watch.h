@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Looking again at a pair whose server side was enrolled before accept(2): how
- * it reads shows only then, and the ACK that would show it may never come. Done
- * for the first children of a listener; after that their siblings speak for them.
+ * Looking again, by a timer, where the ACK that would show something may never
+ * come. At a socket that nobody has met, once: its peer is remote. And at a pair
+ * whose server side was enrolled before accept(2): how it reads shows only then.
+ * Done for the first children of a listener; after that their siblings speak.
  */
 #ifndef SA_WATCH_H
 #define SA_WATCH_H
@@ -13,6 +14,8 @@
 #define SA_WATCH_MS 1000000ULL
 /* accept(2) gives a blocking socket; fcntl(2) follows at once or never. */
 #define SA_WATCH_SUSPECT_NS (5 * SA_WATCH_MS)
+/* The other end is ESTABLISHED as soon as one ACK has come through. */
+#define SA_WATCH_LONELY_NS (1000 * SA_WATCH_MS)
 
 /* SA_READER_UNKNOWN also for a socket that is gone. */
 static __always_inline __u32 sa_judge_side(const struct sa_side *side,
@@ -46,6 +49,19 @@ static __always_inline __u64 sa_watch_delay(__u32 looks)
 	return looks < 512 ? 16 * SA_WATCH_MS : 1000 * SA_WATCH_MS;
 }
 
+/* The slots are free for others; the socket sees it at its next callback. */
+static __always_inline void sa_give_up(const __u64 *id, struct sa_conn *conn)
+{
+	struct sa_side *nobody = conn->side[0].cookie ? &conn->side[1] : &conn->side[0];
+	const struct sa_side *lonely = conn->side[0].cookie ? &conn->side[0] : &conn->side[1];
+	__u64 cookie = lonely->cookie;
+
+	if (__sync_val_compare_and_swap(&nobody->cookie, 0, SA_NOBODY))
+		return;
+	sa_eject_one(cookie, SA_REASON_NO_LOCAL_PEER);
+	bpf_map_delete_elem(&sa_conns, id);
+}
+
 static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 {
 	const struct sa_config *conf = sa_conf();
@@ -54,6 +70,10 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 
 	if (!conf || !conf->enabled || conn->left || conn->gate)
 		return 0;
+	if (!conn->side[0].cookie || !conn->side[1].cookie) {
+		sa_give_up(id, conn);
+		return 0;
+	}
 	zero = sa_judge_side(&conn->side[0], conf);
 	one = sa_judge_side(&conn->side[1], conf);
 	if (zero == SA_READER_UNKNOWN || one == SA_READER_UNKNOWN) {
@@ -79,6 +99,14 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 	return 0;
 }
 
+static __always_inline void sa_watch_in(struct sa_conn *conn, __u64 ns)
+{
+	/* Has one already: -EBUSY. */
+	bpf_timer_init(&conn->timer, &sa_conns, SA_CLOCK_MONOTONIC);
+	bpf_timer_set_callback(&conn->timer, sa_watch_look);
+	bpf_timer_start(&conn->timer, ns, 0);
+}
+
 /* The pair is complete. Where timers fail, the first ACK remains. */
 static __always_inline void sa_watch(struct sa_conn *conn, const struct sa_sock *st)
 {
@@ -91,10 +119,7 @@ static __always_inline void sa_watch(struct sa_conn *conn, const struct sa_sock 
 
 	if (!conf || conf->blocking || (known && known->readers == SA_READERS_NONBLOCKING))
 		return;
-	if (bpf_timer_init(&conn->timer, &sa_conns, SA_CLOCK_MONOTONIC))
-		return;
-	bpf_timer_set_callback(&conn->timer, sa_watch_look);
-	bpf_timer_start(&conn->timer, sa_watch_delay(0), 0);
+	sa_watch_in(conn, sa_watch_delay(0));
 }
 
 #endif

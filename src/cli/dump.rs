@@ -257,6 +257,10 @@ pub struct ConfigRow {
     budget_bytes: u32,
     /// Larger ones go by the stack.
     max_message: u32,
+    /// Of a one-way stream, after which its sender leaves; 0 never.
+    stream_limit: u32,
+    /// 1: also to servers whose connections are too short.
+    admit_all: u32,
     /// 1: only the ports named.
     port_includes: u32,
     /// 1: only the networks named.
@@ -484,6 +488,8 @@ fn config(context: &Context, instance: &Instance) -> Result<()> {
         budget_messages: config.budget_messages,
         budget_bytes: config.budget_bytes,
         max_message: config.max_message,
+        stream_limit: config.stream_limit,
+        admit_all: config.admit_all,
         port_includes: config.port_includes,
         cidr_includes: config.cidr_includes,
         allow: config.allow,

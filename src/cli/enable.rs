@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
 use crate::state::{Change, Instance, Settings, filters};
-use crate::words::{Blocking, BudgetBytes, BudgetMessages, MaxSockets, Network, Ports, Scope};
+use crate::words::{
+    Admission, Blocking, BudgetBytes, BudgetMessages, MaxSockets, Network, Ports, Scope,
+    StreamLimit,
+};
 
 /// Options of `enable`.
 #[derive(Debug, clap::Args)]
@@ -58,6 +61,17 @@ pub struct Args {
     /// Bytes that may wait in a redirect queue [default: 262144]
     #[arg(long, value_name = "BYTES")]
     budget_bytes: Option<BudgetBytes>,
+    /// Messages after which a one-way stream leaves; 0 never [default: 8192]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    stream_limit: Option<StreamLimit>,
+    /// Connections to enrol: those that may profit (learned, the default), or all
+    #[arg(
+        long,
+        value_name = "WHICH",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    admission: Option<Admission>,
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
     without: Vec<Rule>,
@@ -76,7 +90,9 @@ impl Args {
             scope: self.scope.map(Scope::raw),
             budget_messages: self.budget_messages.map(|n| n.0),
             budget_bytes: self.budget_bytes.map(|n| n.0),
+            stream_limit: self.stream_limit.map(|n| n.0),
             max_sockets: self.max_sockets.map(|n| n.0),
+            admit_all: self.admission.map(|which| which == Admission::All),
             allow: 0,
             ports: filters::ports(&self.ports, &self.exclude_ports),
             cidrs: filters::cidrs(&self.cidrs, &self.exclude_cidrs),

@@ -517,6 +517,7 @@ mod tests {
         "bpf_map_lookup_elem",
         "bpf_map_update_elem",
         "bpf_map_delete_elem",
+        "bpf_ktime_get_ns",
         "bpf_seq_write",
     ];
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(
@@ -76,7 +76,8 @@ pub struct Side {
     pub tgid: u32,
     pub pad: u32,
     pub start_time: u64,
-    pub pad2: [u64; 4],
+    pub st: u64,
+    pub pad2: [u64; 3],
 }
 
 /// `struct sa_conn`: the rendezvous of the two sockets of a connection.
@@ -105,6 +106,7 @@ pub struct Sock {
     pub peer_cookie: u64,
     pub peer_sk: u64,
     pub peer_file: u64,
+    pub peer_st: u64,
     pub pressure: u64,
     pub netns_cookie: u64,
     pub start_time: u64,
@@ -142,6 +144,10 @@ pub struct Sock {
     pub policy_tier: u32,
     pub contended: u32,
     pub peer_ports: u32,
+    pub lost: u32,
+    pub unanswered: u32,
+    pub answers: u32,
+    pub judged: u32,
     pub tuple: Tuple,
 }
 
@@ -282,7 +288,8 @@ pub struct Config {
     pub allow: u32,
     pub without_company_rule: u32,
     pub without_observer: u32,
-    pub pad: [u32; 2],
+    pub stream_limit: u32,
+    pub admit_all: u32,
 }
 
 macro_rules! values {
@@ -336,8 +343,8 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 264);
-    assert!(size_of::<Dump>() == 296);
+    assert!(size_of::<Sock>() == 288);
+    assert!(size_of::<Dump>() == 320);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);

@@ -52,8 +52,12 @@ pub struct Settings {
     pub budget_messages: Option<u32>,
     /// Bytes that may wait in one redirect queue.
     pub budget_bytes: Option<u32>,
+    /// After how much of a one-way stream its sender leaves; 0 never.
+    pub stream_limit: Option<u32>,
     /// Sockets the instance can hold; fixed when it is made.
     pub max_sockets: Option<u32>,
+    /// Enrol connections to every server, however short they have been.
+    pub admit_all: Option<bool>,
     /// Bits of the risks accepted, added to those accepted before.
     pub allow: u32,
     /// Ports with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; replaces when not empty.
@@ -431,7 +435,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
         layout: LAYOUT,
         budget_messages: 64,
         budget_bytes: 256 * 1024,
-        max_message: 64 * 1024,
+        max_message: u32::MAX,
+        stream_limit: 8192,
         ..Config::new_zeroed()
     };
     apply(&mut config, settings);
@@ -459,6 +464,8 @@ fn apply(config: &mut Config, settings: &Settings) {
     config.scope = settings.scope.unwrap_or(config.scope);
     config.budget_messages = settings.budget_messages.unwrap_or(config.budget_messages);
     config.budget_bytes = settings.budget_bytes.unwrap_or(config.budget_bytes);
+    config.stream_limit = settings.stream_limit.unwrap_or(config.stream_limit);
+    config.admit_all = settings.admit_all.map_or(config.admit_all, u32::from);
     config.allow |= settings.allow;
     config.without_company_rule |= u32::from(settings.without_company_rule);
     config.without_observer |= u32::from(settings.without_observer);

@@ -14,8 +14,8 @@ use crate::doctor::Risk;
 use crate::error::{Error, Result};
 use crate::maps::layout::{Config, FILTER_EXCLUDE, FILTER_INCLUDE, POLICY_DEFAULT_DENY, PolicyKey};
 use crate::words::{
-    Blocking, Bounded, BudgetBytes, BudgetMessages, Direction, Identity, MaxSockets, Network,
-    Scope, ServiceName, Traffic, Verdict,
+    Admission, Blocking, Bounded, BudgetBytes, BudgetMessages, Direction, Identity, MaxSockets,
+    Network, Scope, ServiceName, StreamLimit, Traffic, Verdict,
 };
 
 /// Everything a command line can set.
@@ -31,6 +31,10 @@ pub struct Setup {
     pub budget_messages: BudgetMessages,
     /// Of one redirect queue.
     pub budget_bytes: BudgetBytes,
+    /// Of one-way streams.
+    pub stream_limit: StreamLimit,
+    /// Which connections.
+    pub admission: Admission,
     /// Fixed when the instance is made.
     pub max_sockets: MaxSockets,
     /// Bits of the risks accepted.
@@ -90,11 +94,13 @@ impl Setup {
             }
         }
         line(1, "scope".to_owned(), self.scope.to_string());
+        line(1, "admission".to_owned(), self.admission.to_string());
         line(1, "blocking-readers".to_owned(), self.blocking.to_string());
         for (about, number) in [
             ("max-sockets", self.max_sockets.0),
             ("budget-messages", self.budget_messages.0),
             ("budget-bytes", self.budget_bytes.0),
+            ("stream-limit", self.stream_limit.0),
         ] {
             line(1, about.to_owned(), number.to_string());
         }
@@ -140,6 +146,8 @@ impl Setup {
         config.blocking = u32::from(self.blocking == Blocking::Accelerate);
         config.budget_messages = self.budget_messages.0;
         config.budget_bytes = self.budget_bytes.0;
+        config.stream_limit = self.stream_limit.0;
+        config.admit_all = u32::from(self.admission == Admission::All);
         config.allow = self.allow;
     }
 
@@ -150,6 +158,8 @@ impl Setup {
             scope: Some(self.scope.raw()),
             budget_messages: Some(self.budget_messages.0),
             budget_bytes: Some(self.budget_bytes.0),
+            stream_limit: Some(self.stream_limit.0),
+            admit_all: Some(self.admission == Admission::All),
             max_sockets: Some(self.max_sockets.0),
             allow: self.allow,
             ports: ports.filter(|(_, filter)| *filter > 0).collect(),
@@ -188,6 +198,8 @@ impl Instance {
             scope: Scope::from_raw(config.scope),
             budget_messages: Bounded(config.budget_messages),
             budget_bytes: Bounded(config.budget_bytes),
+            stream_limit: Bounded(config.stream_limit),
+            admission: (config.admit_all != 0).into(),
             max_sockets: Bounded(self.max_sockets()?),
             allow: config.allow,
             filters: self.filters(&config)?,
