@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::Context;
+use super::entry::InstanceChanged;
 use crate::error::{Error, Result};
 use crate::state::cgroup::Cgroup;
 use crate::state::{Change, Instance};
@@ -29,8 +30,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         (instance, None) => instance?.disable()?,
         (instance, Some(cgroup)) => instance?.disable_cgroup(cgroup.id)?,
     };
-    context.output.print_json(&serde_json::json!({
-        "instance": context.place.instance,
-        "changed": change == Change::Done,
-    }))
+    context
+        .output
+        .print_json(&InstanceChanged::new(context, change))
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -16,7 +18,7 @@ use super::metrics::to_openmetrics;
 use crate::error::{Error, Result, on};
 use crate::maps::Stats;
 use crate::outcome::{Outcome, REASONS, WHYS};
-use crate::output::{by_name, go_on, table, write};
+use crate::output::{Counts, by_name, go_on, table, write};
 use crate::state::Instance;
 
 /// Options of `stats`.
@@ -124,26 +126,63 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         .map_err(|e| on("replace", &path)(e.error))
 }
 
-/// The JSON of `stats`; see sockaccel(8) for what each field means.
-pub fn to_json(stats: &Stats) -> Value {
-    json!({
-        "seen": stats.seen,
-        "enrolled": stats.enrolled(),
-        "enrolled_now": stats.enrolled_now(),
-        "paired": stats.paired,
-        "ejected": by_name(&stats.ejected, REASONS),
-        "skipped": by_name(&stats.skipped, REASONS),
-        "redirected_messages": stats.redirected_messages,
-        "redirected_bytes": stats.redirected_bytes,
-        "stack_messages": stats.stack_messages,
-        "stack_bytes": stats.stack_bytes,
-        "stack_reasons": by_name(&stats.stack_why, WHYS),
-        "promotions": stats.promotions,
-        "demotions": by_name(&stats.demoted_why, WHYS),
-        "demotions_in_company": stats.hard_cap,
-        "refused_options": stats.refused_options,
-        "events_lost": stats.events_lost,
-    })
+/// The counters.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Counters {
+    /// Sockets that became ESTABLISHED in an enabled cgroup.
+    seen: u64,
+    /// Of these, enrolled and not ejected since.
+    enrolled: u64,
+    /// Of these, open.
+    enrolled_now: u64,
+    /// Sockets that found their peer.
+    paired: u64,
+    /// Sockets taken out again, by reason.
+    ejected: Counts,
+    /// Sockets never enrolled, by reason.
+    skipped: Counts,
+    /// Messages handed straight to their receiver.
+    redirected_messages: u64,
+    /// Their bytes.
+    redirected_bytes: u64,
+    /// Messages of enrolled sockets that went by the stack.
+    stack_messages: u64,
+    /// Their bytes.
+    stack_bytes: u64,
+    /// Messages on the stack, by reason.
+    stack_reasons: Counts,
+    /// Directions that went from stack to redirect.
+    promotions: u64,
+    /// Directions that went back, by reason.
+    demotions: Counts,
+    /// Of these, at the hard cap with several senders.
+    demotions_in_company: u64,
+    /// Calls of setsockopt(2) refused.
+    refused_options: u64,
+    /// Events that came faster than `events` read them.
+    events_lost: u64,
+}
+
+/// The counters, as JSON has them.
+pub fn to_json(stats: &Stats) -> Counters {
+    Counters {
+        seen: stats.seen,
+        enrolled: stats.enrolled(),
+        enrolled_now: stats.enrolled_now(),
+        paired: stats.paired,
+        ejected: by_name(&stats.ejected, REASONS),
+        skipped: by_name(&stats.skipped, REASONS),
+        redirected_messages: stats.redirected_messages,
+        redirected_bytes: stats.redirected_bytes,
+        stack_messages: stats.stack_messages,
+        stack_bytes: stats.stack_bytes,
+        stack_reasons: by_name(&stats.stack_why, WHYS),
+        promotions: stats.promotions,
+        demotions: by_name(&stats.demoted_why, WHYS),
+        demotions_in_company: stats.hard_cap,
+        refused_options: stats.refused_options,
+        events_lost: stats.events_lost,
+    }
 }
 
 /// One line of the table.
@@ -224,7 +263,7 @@ fn watch(context: &Context, interval: Duration, format: Format) -> Result<()> {
                     "time": timestamp(SystemTime::now()),
                     "seconds": passed.as_secs_f64(),
                     "stats": to_json(&stats),
-                    "change": difference(&to_json(&before), &to_json(&stats)),
+                    "change": difference(&json!(to_json(&before)), &json!(to_json(&stats))),
                 });
                 format!("{}\n", context.output.to_json(&told)?)
             }

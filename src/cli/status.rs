@@ -1,6 +1,9 @@
 //! `status`: whether it runs, and why connections are not accelerated.
 
-use serde_json::json;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::reasons::{self, Reason};
 use super::{Context, stats};
@@ -8,7 +11,7 @@ use crate::doctor::Risk;
 use crate::error::Result;
 use crate::maps::Stats;
 use crate::maps::layout::{Config, SCOPE_ENDPOINTS};
-use crate::state::{Attached, Instance};
+use crate::state::{Attached, Instance, Observer};
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
@@ -17,21 +20,25 @@ pub fn run(context: &Context) -> Result<()> {
     let attached = instance.attached()?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = reasons::top(&counters);
-    let value = json!({
-        "instance": instance.name(),
-        "enabled": config.enabled != 0,
-        "cgroups": attached.iter().map(|a| json!({
-            "id": a.id.to_string(),
-            "path": a.path,
-        })).collect::<Vec<_>>(),
-        "scope": scope(&config),
-        "blocking_readers": blocking(&config),
-        "max_sockets": instance.max_sockets()?,
-        "splice_observer": instance.observer(),
-        "allowed_risks": Risk::from_bits(config.allow).collect::<Vec<_>>(),
-        "stats": stats::to_json(&counters),
-        "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
-    });
+    let value = State {
+        instance: instance.name(),
+        enabled: config.enabled != 0,
+        unfinished_apply: config.changing % 2 == 1,
+        cgroups: attached
+            .iter()
+            .map(|cgroup| CgroupState {
+                id: cgroup.id.to_string(),
+                path: cgroup.path.clone(),
+            })
+            .collect(),
+        scope: scope(&config),
+        blocking_readers: blocking(&config),
+        max_sockets: instance.max_sockets()?,
+        splice_observer: instance.observer(),
+        allowed_risks: Risk::from_bits(config.allow).collect(),
+        stats: stats::to_json(&counters),
+        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+    };
     context.output.print(&value, || {
         to_text(
             &instance,
@@ -42,6 +49,41 @@ pub fn run(context: &Context) -> Result<()> {
             &context.place.instances(),
         )
     })
+}
+
+/// What runs, and why connections are not accelerated.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct State<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False while it is set up or taken down.
+    enabled: bool,
+    /// An apply was killed half-way.
+    unfinished_apply: bool,
+    /// The cgroups it is attached to.
+    cgroups: Vec<CgroupState>,
+    /// `local` or `endpoints`.
+    scope: &'a str,
+    /// `skip` or `accelerate`.
+    blocking_readers: &'a str,
+    /// Sockets that can be enrolled at one time.
+    max_sockets: u32,
+    /// How calls of splice(2) are seen: `tracepoint` or `fentry`; null where its pin is gone.
+    splice_observer: Option<Observer>,
+    /// Risks accepted.
+    allowed_risks: Vec<Risk>,
+    /// As `stats` prints them.
+    stats: stats::Counters,
+    /// The most frequent reasons.
+    not_accelerated: Vec<reasons::Counted>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct CgroupState {
+    /// In the kernel.
+    id: String,
+    /// Null when it was removed.
+    path: Option<PathBuf>,
 }
 
 fn scope(config: &Config) -> &'static str {
@@ -79,6 +121,11 @@ fn to_text(
         scope(config),
         blocking(config),
     )];
+    if config.changing % 2 == 1 {
+        lines.push(
+            "an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE".to_owned(),
+        );
+    }
     for cgroup in attached {
         lines.push(match &cgroup.path {
             Some(path) => format!("cgroup {}", path.display()),

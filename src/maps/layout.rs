@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(
@@ -201,7 +201,20 @@ pub struct Endpoint {
 }
 
 /// `struct sa_cidr`: key of the longest-prefix tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Cidr {
@@ -211,7 +224,20 @@ pub struct Cidr {
 }
 
 /// `struct sa_service_key`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct ServiceKey {
@@ -232,7 +258,20 @@ pub struct Service {
 }
 
 /// `struct sa_policy_key`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct PolicyKey {
@@ -263,7 +302,7 @@ pub struct Config {
     pub layout: u32,
     pub enabled: u32,
     pub generation: u32,
-    pub reserved: u32,
+    pub changing: u32,
     pub scope: u32,
     pub blocking: u32,
     pub budget_messages: u32,

@@ -11,7 +11,9 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
+use super::filters::Filters;
 use super::observer::Observer;
+use super::tables::Tables;
 use super::tracefs;
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
@@ -62,7 +64,7 @@ pub struct Settings {
     /// Ports with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; replaces when not empty.
     pub ports: Vec<(u16, u8)>,
     /// Networks with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; likewise.
-    pub cidrs: Vec<(ipnet::IpNet, u8)>,
+    pub cidrs: Vec<(Cidr, u8)>,
     /// For tests: transitions in company.
     pub without_company_rule: bool,
     /// For tests: no splice observer.
@@ -112,6 +114,7 @@ impl Instance {
     pub fn open_to_write(place: &Place) -> Result<Self> {
         let instance = Self::open_to_remove(place)?;
         instance.check_layout()?;
+        instance.check_whole()?;
         // For a writer that was killed after its change and before this.
         instance.bump_generation()?;
         Ok(instance)
@@ -145,7 +148,8 @@ impl Instance {
             instance.check_layout()?;
             return instance.extend(&cgroups, settings);
         }
-        Self::make(place, lock, &cgroups, settings).map(|()| Change::Done)
+        Self::make(place, lock, &cgroups, settings, &Tables::default())?;
+        Ok(Change::Done)
     }
 
     /// Enables an instance that must not be there yet.
@@ -157,12 +161,19 @@ impl Instance {
                 place.instance
             )));
         }
-        Self::make(place, lock, &[cgroup], settings)
+        Self::make(place, lock, &[cgroup], settings, &Tables::default())
     }
 
-    fn make(place: &Place, lock: Lock, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
+    /// Builds a new one and switches it on.
+    pub(super) fn make(
+        place: &Place,
+        lock: Lock,
+        cgroups: &[&Cgroup],
+        settings: &Settings,
+        tables: &Tables,
+    ) -> Result<()> {
         let building = place.building();
-        let made = build(&building, cgroups, settings)
+        let made = build(&building, cgroups, settings, tables)
             .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
@@ -170,11 +181,16 @@ impl Instance {
             place.remove_base_if_empty();
             return Err(error);
         }
-        let instance = Self {
+        let instance = Self::locked(place, lock);
+        instance.change_config(|config| config.enabled = 1)
+    }
+
+    /// With the lock on all instances.
+    pub(super) fn locked(place: &Place, lock: Lock) -> Self {
+        Self {
             place: place.clone(),
             _lock: lock,
-        };
-        instance.change_config(|config| config.enabled = 1)
+        }
     }
 
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
@@ -190,10 +206,7 @@ impl Instance {
             }
         }
         let old = self.config()?;
-        if old.enabled == 0 && !dir.join("link-skmsg").exists() {
-            // A `disable` that was killed half way had detached it.
-            attach_skmsg(&dir)?;
-        }
+        self.mend(&old)?;
         let before = self.attached()?;
         let new: Vec<&Cgroup> = cgroups
             .iter()
@@ -206,7 +219,17 @@ impl Instance {
         } else {
             Change::Done
         };
-        write_filters(&dir, settings)?;
+        let from = self.filters(&old)?;
+        let mut to = Filters::new(&settings.ports, &settings.cidrs);
+        if settings.ports.is_empty() {
+            to.ports.clone_from(&from.ports);
+            to.port_includes = from.port_includes;
+        }
+        if settings.cidrs.is_empty() {
+            to.cidrs.clone_from(&from.cidrs);
+            to.cidr_includes = from.cidr_includes;
+        }
+        self.change_filters(&from, &to)?;
         self.change_config(|config| {
             apply(config, settings);
             config.enabled = 1;
@@ -227,11 +250,64 @@ impl Instance {
         if self.attached()?.len() == 1 {
             return self.disable();
         }
+        self.detach(id)?;
+        Ok(Change::Done)
+    }
+
+    /// Detaches from one cgroup.
+    pub(super) fn detach(&self, id: u64) -> Result<()> {
         let pins = cgroup_dir(&self.dir(), id);
         let leaving = self.dir().join(format!("_old-{id}"));
         fs::rename(&pins, &leaving).map_err(on("rename", &pins))?;
-        remove_tree(&leaving)?;
-        Ok(Change::Done)
+        remove_tree(&leaving)
+    }
+
+    /// Attaches to these cgroups or to none of them.
+    pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<()> {
+        attach_all(&self.dir(), cgroups)
+    }
+
+    /// Makes good what a `disable` that was killed had taken apart.
+    pub(super) fn mend(&self, config: &Config) -> Result<()> {
+        if config.enabled == 0 && !self.dir().join("link-skmsg").exists() {
+            attach_skmsg(&self.dir())?;
+        }
+        Ok(())
+    }
+
+    /// The filters, as they are in the maps.
+    pub(super) fn filters(&self, config: &Config) -> Result<Filters> {
+        Filters::read(
+            &self.dir(),
+            config.port_includes != 0,
+            config.cidr_includes != 0,
+        )
+    }
+
+    /// Under traffic: see [`super::filters`].
+    pub(super) fn change_filters(&self, from: &Filters, to: &Filters) -> Result<()> {
+        if from == to {
+            return Ok(());
+        }
+        let both = from.both(to);
+        self.step(from, &both)?;
+        self.step_from_both(&both, to)
+    }
+
+    /// The second half of it.
+    pub(super) fn step_from_both(&self, both: &Filters, to: &Filters) -> Result<()> {
+        let keeping = to.keeping(both);
+        self.step(both, &keeping)?;
+        self.step(&keeping, to)
+    }
+
+    /// First the entries, then what is not among them.
+    pub(super) fn step(&self, from: &Filters, to: &Filters) -> Result<()> {
+        to.write(from, &self.dir())?;
+        self.change_config(|config| {
+            config.port_includes = u32::from(to.port_includes);
+            config.cidr_includes = u32::from(to.cidr_includes);
+        })
     }
 
     /// Stops redirecting, detaches, unpins. Live sockets stay in the map, which
@@ -314,13 +390,25 @@ impl Instance {
         self.change_config(|config| config.generation = config.generation.wrapping_add(1))
     }
 
-    fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
+    pub(super) fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
         let mut config = self.config()?;
         change(&mut config);
         write_config(&self.dir(), &config)
     }
 
-    fn check_layout(&self) -> Result<()> {
+    /// Fails when an `apply` was killed half-way: its tables are neither the old
+    /// ones nor the new ones, and only another `apply` knows what they should be.
+    fn check_whole(&self) -> Result<()> {
+        if self.config()?.changing.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "an apply to instance {} was killed half-way: its tables hold parts of what was and of what should be,\n  and new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE   (sockaccel export shows what is there now)",
+            self.place.instance
+        )))
+    }
+
+    pub(super) fn check_layout(&self) -> Result<()> {
         let config = self.config()?;
         if config.layout == LAYOUT {
             return Ok(());
@@ -333,7 +421,7 @@ impl Instance {
 }
 
 /// Loads the programs and pins everything below `dir`, switched off.
-fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
+fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) -> Result<()> {
     fs::create_dir(dir).map_err(|e| on("create", dir)(e).hint(BPFFS_HINT))?;
     let mut storage = MaybeUninit::uninit();
     let mut open = skel::SockaccelSkelBuilder::default()
@@ -383,7 +471,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
     };
     apply(&mut config, settings);
     write_config(dir, &config)?;
-    write_filters(dir, settings)?;
+    Filters::new(&settings.ports, &settings.cidrs).write(&Filters::default(), dir)?;
+    tables.write(dir)?;
 
     attach_skmsg(dir)?;
     if observer == Observer::Tracepoint {
@@ -420,32 +509,6 @@ fn apply(config: &mut Config, settings: &Settings) {
     if !settings.cidrs.is_empty() {
         config.cidr_includes = u32::from(settings.cidrs.iter().any(|c| c.1 == FILTER_INCLUDE));
     }
-}
-
-/// Replaces the filters of each kind that is given.
-fn write_filters(dir: &Path, settings: &Settings) -> Result<()> {
-    if !settings.ports.is_empty() {
-        let ports: Table<u32, u8> = Table::open(dir, "sa_ports")?;
-        let mut all = vec![0_u8; 1 << 16];
-        for (port, filter) in &settings.ports {
-            all[usize::from(*port)] = *filter;
-        }
-        for (port, filter) in (0_u32..).zip(&all) {
-            if ports.get(&port)? != Some(*filter) {
-                ports.set(&port, filter)?;
-            }
-        }
-    }
-    if !settings.cidrs.is_empty() {
-        let cidrs: Table<Cidr, u32> = Table::open(dir, "sa_cidrs")?;
-        for (key, _) in cidrs.entries()? {
-            cidrs.remove(&key)?;
-        }
-        for (net, filter) in &settings.cidrs {
-            cidrs.set(&Cidr::from(*net), &u32::from(*filter))?;
-        }
-    }
-    Ok(())
 }
 
 impl From<ipnet::IpNet> for Cidr {

@@ -3,13 +3,17 @@
 pub mod bpffs;
 pub mod cgroup;
 mod dir;
+pub mod filters;
 mod instance;
 mod observer;
 pub mod process;
+mod setup;
 pub mod sock_diag;
+pub mod tables;
 pub mod temporary;
 pub mod tracefs;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use instance::{Attached, Change, Instance, Settings};
 pub use observer::Observer;
+pub use setup::{Difference, Setup};

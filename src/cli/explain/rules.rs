@@ -14,8 +14,8 @@ use crate::maps::layout::{
 };
 use crate::outcome::{Outcome, REASONS, WHYS};
 use crate::state::{Attached, Instance};
+use crate::words::{IPPROTO_TCP, Verdict};
 
-const IPPROTO_TCP: u8 = 6;
 /// `enum sa_mark`
 const MARK_SPLICING: u32 = 1;
 /// Indices of [`REASONS`].
@@ -429,7 +429,7 @@ impl Setting<'_> {
             format!(
                 "tier {tier}, {}: {}",
                 policy::describe(&key),
-                policy::verdict(&rule)
+                Verdict(rule.verdict)
             )
         };
         Ok(
