@@ -71,7 +71,11 @@ pub const STATUSES: &[(u8, &str)] = &[
         "Refused: the kernel lacks or breaks something, or another version made the instance.",
     ),
     (4, "The instance is not enabled."),
+    (5, "What assert was to find does not hold."),
     (6, "Privileges are missing."),
+    (125, "run itself failed, not its command."),
+    (126, "The command of run could not be started."),
+    (127, "The command of run was not found."),
 ];
 
 /// What commands print with --json when they fail.

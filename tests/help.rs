@@ -61,15 +61,55 @@ fn help_has_an_example_that_parses() {
             !examples.is_empty(),
             "{path}: its help has no line {EXAMPLE:?}"
         );
-        for part in examples.iter().flat_map(|line| line.split([';', '|', '>'])) {
-            let words: Vec<&str> = part.split_whitespace().collect();
-            if words.first() == Some(&"sockaccel")
+        for words in examples.iter().flat_map(|line| simple_commands(line)) {
+            if words.first().is_some_and(|word| word == "sockaccel")
                 && let Err(error) = Cli::of(&words)
             {
-                assert!(!error.use_stderr(), "{path}: {part}: {error}");
+                assert!(!error.use_stderr(), "{path}: {words:?}: {error}");
             }
         }
     });
+}
+
+/// What a shell makes of a line, as far as examples need it: words, quotes, and
+/// what ends a command.
+fn simple_commands(line: &str) -> Vec<Vec<String>> {
+    let mut commands = vec![Vec::new()];
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for c in line.chars().chain([' ']) {
+        match quote {
+            Some(q) if c == q => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if c == '\'' || c == '"' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() || ";|>&".contains(c) => {
+                let last = commands.last_mut().expect("never empty");
+                last.extend(word.take());
+                if !c.is_whitespace() {
+                    commands.push(Vec::new());
+                }
+            }
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    assert_eq!(quote, None, "{line}");
+    commands
+}
+
+#[test]
+fn examples_are_split_as_shells_do() {
+    assert_eq!(
+        simple_commands(r#"a 'b "c"; d' "" x>y; e&f"#),
+        [
+            vec!["a", "b \"c\"; d", "", "x"],
+            vec!["y"],
+            vec!["e"],
+            vec!["f"],
+        ]
+    );
 }
 
 fn here(path: &str) -> PathBuf {
@@ -116,7 +156,7 @@ fn every_command_has_a_registered_output() {
         }
     });
     let outputs = all();
-    let registered: BTreeSet<String> = outputs.iter().map(|o| o.command.to_owned()).collect();
+    let registered: BTreeSet<String> = outputs.iter().map(|o| o.page().to_owned()).collect();
     assert_eq!(
         registered, leaves,
         "a line in src/cli/outputs.rs for each command"

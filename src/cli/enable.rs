@@ -23,10 +23,10 @@ Where it is enabled, --cgroup adds one, and only the options given change.
 
 Example:  sockaccel enable --cgroup /sys/fs/cgroup/web --port 8080")]
 pub struct Args {
-    /// A cgroup v2 whose processes' connections to accelerate
+    /// Accelerate among processes of this cgroup v2
     #[arg(long = "cgroup", value_name = "PATH", required = true)]
     cgroups: Vec<PathBuf>,
-    /// Which peers: all that are local (default), or only endpoints
+    /// Peers: all that are local (default), endpoints
     #[arg(long, value_name = "SCOPE", hide_possible_values = true)]
     scope: Option<Scope>,
     #[command(flatten)]
@@ -36,10 +36,10 @@ pub struct Args {
 /// What `enable` and `run` have in common: which connections, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Tuning {
-    /// Programs that read from blocking sockets: skip (default), accelerate
+    /// Blocking readers: skip (default), accelerate
     #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     blocking_readers: Option<Blocking>,
-    /// Only connections to these server ports, like 80,8000-8080
+    /// Only these server ports, like 80,8000-8080
     #[arg(long = "port", value_name = "PORTS", value_delimiter = ',')]
     ports: Vec<Ports>,
     /// No connections to these server ports
@@ -51,10 +51,10 @@ pub struct Tuning {
     /// No connections to servers in these networks
     #[arg(long = "exclude-cidr", value_name = "CIDR", value_delimiter = ',')]
     exclude_cidrs: Vec<Network>,
-    /// Sockets that can be enrolled at one time [default: 65536]
+    /// Enrolled sockets at most [default: 65536]
     #[arg(long, value_name = "N")]
     max_sockets: Option<MaxSockets>,
-    /// Accept a risk: fionread, known-bad-kernel (see sockaccel(8))
+    /// Accept a risk: fionread, known-bad-kernel
     #[arg(
         long,
         value_name = "RISK",
@@ -62,10 +62,10 @@ pub struct Tuning {
         value_delimiter = ','
     )]
     pub allow: Vec<Risk>,
-    /// Messages that may wait in a redirect queue [default: 64]
+    /// Of a redirect queue: messages [default: 64]
     #[arg(long, value_name = "N")]
     budget_messages: Option<BudgetMessages>,
-    /// Bytes that may wait in a redirect queue [default: 262144]
+    /// Of a redirect queue: bytes [default: 262144]
     #[arg(long, value_name = "BYTES")]
     budget_bytes: Option<BudgetBytes>,
     /// Messages after which a one-way stream leaves; 0 never [default: 8192]

@@ -112,9 +112,9 @@ fn collect(of: &Command, path: &str, outputs: &[Json], pages: &mut Vec<(String, 
     {
         let path = format!("{path} {}", command.get_name()).trim().to_owned();
         let name = format!("sockaccel-{}.8", path.replace(' ', "-"));
-        let json = outputs.iter().find(|json| json.command == path);
+        let json: Vec<&Json> = outputs.iter().filter(|json| json.page() == path).collect();
         // Into a Vec nothing can fail.
-        let page = render(command, json).unwrap_or_default();
+        let page = render(command, &path, &json).unwrap_or_default();
         pages.push((name, once(&String::from_utf8_lossy(&page))));
         collect(command, &path, outputs, pages);
     }
@@ -134,7 +134,7 @@ fn once(page: &str) -> String {
     text
 }
 
-fn render(command: &Command, json: Option<&Json>) -> io::Result<Vec<u8>> {
+fn render(command: &Command, path: &str, json: &[&Json]) -> io::Result<Vec<u8>> {
     let after = command.get_after_help().map(ToString::to_string);
     let after = after.unwrap_or_default();
     let (examples, notes): (Vec<&str>, Vec<&str>) =
@@ -144,7 +144,8 @@ fn render(command: &Command, json: Option<&Json>) -> io::Result<Vec<u8>> {
         .filter(|arg| arg.is_global_set())
         .map(|arg| arg.get_id().clone())
         .collect();
-    let own = globals.into_iter().fold(command.clone(), |command, id| {
+    let whole = command.clone().mut_args(|arg| arg.hide_short_help(false));
+    let own = globals.into_iter().fold(whole, |command, id| {
         command.mut_arg(id, |arg| arg.hide(true))
     });
     let has_options = own.get_arguments().any(|arg| !arg.is_hide_set());
@@ -175,7 +176,7 @@ fn render(command: &Command, json: Option<&Json>) -> io::Result<Vec<u8>> {
     if command.has_subcommands() {
         man.render_subcommands_section(&mut out)?;
     }
-    end(examples, json).to_writer(&mut out)?;
+    end(path, examples, json).to_writer(&mut out)?;
     Ok(out)
 }
 
@@ -183,10 +184,15 @@ fn render(command: &Command, json: Option<&Json>) -> io::Result<Vec<u8>> {
 pub const EXAMPLE: &str = "Example:  ";
 
 /// The sections that every page has.
-fn end(examples: Vec<&str>, json: Option<&Json>) -> Roff {
+fn end(path: &str, examples: Vec<&str>, json: &[&Json]) -> Roff {
     let mut roff = Roff::default();
-    if let Some(json) = json {
+    if !json.is_empty() {
         roff.control("SH", ["JSON FIELDS"]);
+    }
+    for json in json {
+        if json.command != json.page() {
+            roff.control("SS", [json.command]);
+        }
         for (name, meaning) in json.fields() {
             let item = [bold(name)];
             roff.control("TP", []).text(item).text([roman(meaning)]);
@@ -197,7 +203,7 @@ fn end(examples: Vec<&str>, json: Option<&Json>) -> Roff {
         ))]);
     }
     roff.control("SH", ["EXIT STATUS"]);
-    for (status, meaning) in STATUSES {
+    for (status, meaning) in statuses(path) {
         let item = [bold(status.to_string())];
         roff.control("TP", []).text(item).text([roman(*meaning)]);
     }
@@ -218,6 +224,16 @@ fn end(examples: Vec<&str>, json: Option<&Json>) -> Roff {
     roff.control("SH", ["SEE ALSO"])
         .text([bold("sockaccel"), roman("(8)")]);
     roff
+}
+
+/// Those that this command has. Of `run` all but its own failures is its
+/// command's.
+fn statuses(path: &str) -> impl Iterator<Item = &'static (u8, &'static str)> {
+    STATUSES.iter().filter(move |(status, _)| match status {
+        5 => path == "assert",
+        125..=127 => path == "run",
+        _ => path != "run",
+    })
 }
 
 /// Files that commands use.

@@ -6,20 +6,23 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
-use super::{apply, dump, endpoint, entry, identity, policy, service, stats, status};
-use crate::{bench, error, spec};
+use super::{
+    apply, assert, dump, endpoint, entry, events, explain, identity, policy, run, service, stats,
+    status,
+};
+use crate::{bench, doctor, error, spec};
 
 /// What one command prints with `--json`.
 #[derive(Debug)]
 pub struct Json {
-    /// The command as it is typed.
+    /// The command as it is typed, with an option that makes it print something else.
     pub command: &'static str,
     /// Its schema.
     pub schema: Schema,
 }
 
 /// Commands that print no JSON.
-pub const TEXT_ONLY: &[&str] = &["completions", "man"];
+pub const TEXT_ONLY: &[&str] = &["completions", "man", "top"];
 
 /// All of them, and `errors`.
 pub fn all() -> Vec<Json> {
@@ -27,10 +30,16 @@ pub fn all() -> Vec<Json> {
         of::<error::Failure>("errors"),
         of::<entry::InstanceChanged>("enable"),
         of::<entry::InstanceChanged>("disable"),
+        of::<run::Told>("run"),
         of::<apply::Applied>("apply"),
         of::<spec::Spec>("export"),
         of::<status::State>("status"),
+        of::<doctor::Diagnosis>("doctor"),
         of::<stats::Counters>("stats"),
+        of::<stats::Watched>("stats --watch"),
+        of::<explain::Explanations>("explain"),
+        of::<assert::Outcome>("assert"),
+        of::<events::Line>("events"),
         of::<Vec<dump::Socket>>("dump sockhash"),
         of::<Vec<dump::Claimed>>("dump connections"),
         of::<Vec<dump::EndpointRow>>("dump endpoints"),
@@ -70,7 +79,15 @@ fn of<T: JsonSchema>(command: &'static str) -> Json {
 impl Json {
     /// `dump sockhash` is in `docs/schema/dump-sockhash.json`.
     pub fn file_name(&self) -> String {
-        format!("{}.json", self.command.replace(' ', "-"))
+        format!(
+            "{}.json",
+            self.command.replace(" --", " ").replace(' ', "-")
+        )
+    }
+
+    /// The command without the option.
+    pub fn page(&self) -> &'static str {
+        self.command.split(" --").next().unwrap_or(self.command)
     }
 
     /// As the file holds it.
@@ -78,21 +95,29 @@ impl Json {
         format!("{:#}\n", self.schema.as_value())
     }
 
-    /// Name and meaning of each field; of an array those of its elements.
+    /// Name and meaning of each field; of an array those of its elements, of
+    /// several kinds of objects those of all.
     pub fn fields(&self) -> Vec<(String, String)> {
         let root = self.schema.as_value();
         let object = match &root["items"] {
             Value::Null => root,
             items => resolve(root, items),
         };
-        let fields = object["properties"].as_object().into_iter().flatten();
-        fields
-            .map(|(name, field)| {
-                let text = field["description"].as_str().unwrap_or_default();
-                (name.clone(), text.replace('\n', " "))
-            })
-            .collect()
+        let kinds = object["anyOf"].as_array().into_iter().flatten();
+        let objects = kinds.map(|kind| resolve(root, kind)).chain([object]);
+        let mut found: Vec<(String, String)> = Vec::new();
+        for (name, field) in objects.flat_map(properties) {
+            let text = field["description"].as_str().unwrap_or_default();
+            if found.iter().all(|(known, _)| known != name) {
+                found.push((name.clone(), text.replace('\n', " ")));
+            }
+        }
+        found
     }
+}
+
+fn properties(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    object["properties"].as_object().into_iter().flatten()
 }
 
 fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {

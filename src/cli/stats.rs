@@ -1,6 +1,7 @@
 //! `stats`: the counters, once or again and again, for people, scripts and
 //! monitoring systems.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -25,7 +26,7 @@ use crate::state::Instance;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:  sockaccel stats --watch 5
-          sockaccel stats --format openmetrics --output /var/lib/node_exporter/sockaccel.prom")]
+Example:  sockaccel stats --format openmetrics --output /var/lib/node_exporter/sockaccel.prom")]
 pub struct Args {
     /// How to print [default: table, with --json json]
     #[arg(long, value_name = "FORMAT")]
@@ -259,12 +260,12 @@ fn watch(context: &Context, interval: Duration, format: Format) -> Result<()> {
         let passed = now - at;
         let text = match format {
             Format::Json => {
-                let told = json!({
-                    "time": timestamp(SystemTime::now()),
-                    "seconds": passed.as_secs_f64(),
-                    "stats": to_json(&stats),
-                    "change": difference(&json!(to_json(&before)), &json!(to_json(&stats))),
-                });
+                let told = Watched {
+                    time: timestamp(SystemTime::now()),
+                    seconds: passed.as_secs_f64(),
+                    stats: to_json(&stats),
+                    change: difference(&json!(to_json(&before)), &json!(to_json(&stats))),
+                };
                 format!("{}\n", context.output.to_json(&told)?)
             }
             _ if terminal => screen(&changes(&before, &stats, passed)),
@@ -277,6 +278,29 @@ fn watch(context: &Context, interval: Duration, format: Format) -> Result<()> {
         next = (next + interval).max(now);
     }
     Ok(())
+}
+
+/// What `--watch` prints each time.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Watched {
+    /// When these were the counters.
+    time: String,
+    /// Since the time before.
+    seconds: f64,
+    /// The counters.
+    stats: Counters,
+    /// The same fields with what has changed.
+    #[schemars(with = "BTreeMap<String, Change>")]
+    change: Value,
+}
+
+/// A difference, or one for each reason.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Change {
+    Count(i64),
+    ByReason(BTreeMap<String, i64>),
 }
 
 /// From the upper left corner, over what is there, as much as fits.
