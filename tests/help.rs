@@ -80,7 +80,6 @@ fn simple_commands(line: &str) -> Vec<Vec<String>> {
     for c in line.chars().chain([' ']) {
         match quote {
             Some(q) if c == q => quote = None,
-            Some(_) => word.get_or_insert_default().push(c),
             None if c == '\'' || c == '"' => {
                 quote = Some(c);
                 word.get_or_insert_default();
@@ -92,7 +91,7 @@ fn simple_commands(line: &str) -> Vec<Vec<String>> {
                     commands.push(Vec::new());
                 }
             }
-            None => word.get_or_insert_default().push(c),
+            _ => word.get_or_insert_default().push(c),
         }
     }
     assert_eq!(quote, None, "{line}");

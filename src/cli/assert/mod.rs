@@ -112,6 +112,7 @@ pub struct Finding {
     holds: bool,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn as_number<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
     number(*value).serialize(to)
 }
