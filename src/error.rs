@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 /// A failure: the object, the operation, the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,6 +62,50 @@ pub enum Error {
         /// The way out, or empty.
         hint: String,
     },
+}
+
+/// Every exit status and what it means.
+pub const STATUSES: &[(u8, &str)] = &[
+    (0, "Done, or it was so before."),
+    (1, "Failed."),
+    (2, "The command line, or the file of apply, makes no sense."),
+    (
+        3,
+        "Refused: the kernel lacks or breaks something, or another version made the instance.",
+    ),
+    (4, "The instance is not enabled."),
+    (5, "What assert was to find does not hold."),
+    (6, "Privileges are missing."),
+    (125, "run itself failed, not its command."),
+    (126, "The command of run could not be started."),
+    (127, "The command of run was not found."),
+];
+
+/// What commands print with --json when they fail.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Failure<'a> {
+    /// What went wrong.
+    error: Message<'a>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Message<'a> {
+    /// The exit status of the command.
+    exit_status: u8,
+    /// The object, the operation, the way out.
+    message: &'a str,
+}
+
+impl<'a> Failure<'a> {
+    /// Of a command that ends with this status.
+    pub fn new(exit_status: u8, message: &'a str) -> Self {
+        Self {
+            error: Message {
+                exit_status,
+                message,
+            },
+        }
+    }
 }
 
 /// A result with this crate's error.

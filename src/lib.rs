@@ -12,6 +12,8 @@ pub mod error;
 pub mod maps;
 pub mod outcome;
 pub mod output;
+pub mod spec;
 pub mod state;
 pub mod sys;
 pub mod top;
+pub mod words;

@@ -3,15 +3,15 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use sockaccel::cli::{Cli, asks_for_json, asks_for_run};
 use sockaccel::cli::{RUN_FAILED, USAGE};
+use sockaccel::error::Failure;
 use sockaccel::output::{say, write};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let cli = match Cli::try_parse_from(&args) {
+    let cli = match Cli::of(&args) {
         Ok(cli) => cli,
         Err(error) if asks_for_run(&args) => return not_parsed(&error, false, RUN_FAILED),
         Err(error) => return not_parsed(&error, asks_for_json(&args), USAGE),
@@ -46,9 +46,7 @@ fn not_parsed(error: &clap::Error, json: bool, status: u8) -> ExitCode {
 }
 
 fn print_json(exit_status: u8, message: &str) {
-    let body = serde_json::json!({
-        "error": { "exit_status": exit_status, "message": message }
-    });
+    let body = Failure::new(exit_status, message);
     // The exit status tells as much where standard output is gone.
-    let _ = write(&body.to_string());
+    let _ = write(&serde_json::to_string(&body).unwrap_or_default());
 }

@@ -209,6 +209,11 @@ pub const WHYS: &[Outcome] = &[
     ),
     outcome("pressure", "the kernel is short of socket memory", ""),
     outcome("missed", "the receiver left the table meanwhile", ""),
+    outcome(
+        "changing",
+        "the policy is being changed",
+        "if it goes on, an apply was killed: sockaccel apply -f FILE",
+    ),
 ];
 
 /// What `events` tells of. The index is the value in the ring buffer.

@@ -795,7 +795,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "status",
-        "instance enabled programs draining cgroups scope blocking_readers max_sockets splice_observer allowed_risks \
+        "instance enabled unfinished_apply programs draining cgroups scope blocking_readers max_sockets splice_observer allowed_risks \
          stats not_accelerated",
     ),
     ("explain --port {port}", "instance connections more"),
@@ -822,6 +822,7 @@ const FIELDS: &[(&str, &str)] = &[
         "dump config",
         "layout enabled generation scope blocking allow",
     ),
+    ("export", "cgroups scope blocking_readers max_sockets"),
     ("endpoint list", "address identity host"),
     ("endpoint get 10.0.0.1", "address identity host"),
     ("identity ls", "cidr identity"),
@@ -1414,4 +1415,64 @@ fn policy_killed_at_any_step_can_be_finished() {
             },
         );
     }
+}
+
+#[test]
+fn apply_killed_at_any_step_is_finished_by_the_next() {
+    let world = World::new();
+    let [old, new] = ["old", "new"].map(Cgroup::new);
+    let file = |name: &str, cgroups: &[&Cgroup], text: &str| {
+        let path = world.dir.path().join(name);
+        let cgroups: Vec<&Path> = cgroups.iter().map(|cgroup| cgroup.path()).collect();
+        let head = format!("cgroups = {cgroups:?}\nallow = [\"fionread\"]\n");
+        fs::write(&path, head + text).expect("a file");
+        format!("apply -f {}", path.display())
+    };
+    let rule = |verdict| {
+        format!(
+            "[[policy]]\nendpoint = \"10.0.0.7\"\ndirection = \"egress\"\n\
+             identity = \"any\"\nverdict = \"{verdict}\"\n"
+        )
+    };
+    let endpoint = "[[endpoints]]\naddress = \"10.0.0.7\"\n";
+    let from = file(
+        "old.toml",
+        &[&old],
+        &format!("ports = [80]\n{endpoint}{}", rule("deny")),
+    );
+    let more = "[[endpoints]]\naddress = \"10.0.0.8\"\n[[services]]\nservice = \"10.0.0.9:80\"\n\
+                [[identities]]\ncidr = \"10.0.0.0/8\"\nidentity = 7\n";
+    let to = file(
+        "new.toml",
+        &[&old, &new],
+        &format!(
+            "cidrs = [\"10.0.0.0/8\"]\nscope = \"endpoints\"\nblocking_readers = \"accelerate\"\n{endpoint}{more}{}",
+            rule("allow")
+        ),
+    );
+    world.sh(&from).ok();
+    let before = world.sh("export").ok().stdout;
+    world.sh(&to).ok();
+    let after = world.sh("export").ok().stdout;
+    let policy = |text: &str| text.split_once("[[endpoints]]").map(|(_, t)| t.to_owned());
+    let mut unfinished = 0;
+    kill_at_each_step(
+        &world,
+        &to,
+        || drop(world.sh(&from).ok()),
+        |case, _| {
+            let now = world.sh("export").ok().stdout;
+            let half = world.json("status")["unfinished_apply"] == true;
+            unfinished += u32::from(half);
+            // In between, the tables are all old or all new.
+            let whole = [&before, &after].map(|text| policy(text) == policy(&now));
+            assert!(half || whole.contains(&true), "{case}: {now}");
+            world.sh(&to).ok();
+            assert_eq!(world.sh("export").ok().stdout, after, "{case}");
+            world.assert_enabled_once(&new, 0, case);
+            world.assert_enabled_once(&old, 0, case);
+            assert_eq!(world.json(&to)["changed"], false, "{case}");
+        },
+    );
+    assert!(unfinished > 0);
 }

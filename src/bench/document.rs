@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Measured;
@@ -14,7 +15,7 @@ use super::stats::Summary;
 use super::targets::Outcome;
 
 /// The whole result.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Document {
     /// Of this program.
     pub version: &'static str,
@@ -55,7 +56,7 @@ pub struct Document {
 }
 
 /// How far plain TCP is from itself: what a difference has to exceed.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct Noise {
     /// Of the medians of all cells.
     pub ratio: Summary,
@@ -64,7 +65,7 @@ pub struct Noise {
 }
 
 /// Counts of targets.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, JsonSchema)]
 pub struct Targets {
     /// Reached.
     pub met: usize,

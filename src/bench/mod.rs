@@ -25,12 +25,12 @@ mod watch;
 
 use std::time::{Duration, Instant};
 
-use document::Document;
 use lab::Lab;
 use plan::{Cell, Plan};
 use progress::Progress;
 use result::{CellResult, Samples, Verdict};
 
+pub use document::Document;
 pub use error::Error;
 pub use options::{Cores, Mode, Nagle, Options, Place, Wait, Workload};
 pub use peer::{PeerOptions, run as run_peer};

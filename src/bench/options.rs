@@ -5,18 +5,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Options of `bench`. Axes take lists; every combination is one cell.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Examples:
-  sockaccel bench                                      about a minute
-  sockaccel bench --workload rr --size 64 --rounds 40  one figure, more certain
-  sockaccel bench --matrix --max-time 30m --report bench.html")]
+Takes about a minute. Each combination of the values given is measured.
+
+Example:  sockaccel bench --workload rr --size 64 --rounds 40
+Example:  sockaccel bench --matrix --max-time 30m --report bench.html")]
 pub struct Options {
-    /// What the programs do [default: rr,stream,crr]
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "WORKLOAD")]
+    /// Of rr, stream, pipelined, crr, slow [default: rr,stream,crr]
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_delimiter = ',',
+        value_name = "WORKLOAD"
+    )]
     pub workload: Vec<Workload>,
     /// Bytes of each message [default: 64,16384]
     #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = bytes)]
@@ -24,20 +31,39 @@ pub struct Options {
     /// Connections at one time [default: 1]
     #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub connections: Vec<u32>,
-    /// Nagle's algorithm: off is `TCP_NODELAY` [default: off]
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHICH")]
+    /// Nagle's algorithm on, or off (default): `TCP_NODELAY`
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_delimiter = ',',
+        value_name = "WHICH"
+    )]
     pub nagle: Vec<Nagle>,
-    /// Where the two programs are [default: loopback]
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "PLACE")]
+    /// Where: loopback (default), netns, nat, host
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_delimiter = ',',
+        value_name = "PLACE"
+    )]
     pub place: Vec<Place>,
     /// MTU of the links of netns and nat [default: 1500]
     #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
     pub mtu: Vec<u32>,
-    /// On which CPUs the two programs are [default: same]
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHICH")]
-    pub cores: Vec<Cores>,
-    /// What to compare with plain TCP [default: sockaccel,textbook,unix]
+    /// Both programs on the same CPU (default), or across
     #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        value_delimiter = ',',
+        value_name = "WHICH"
+    )]
+    pub cores: Vec<Cores>,
+    /// Besides tcp [default: sockaccel,textbook,unix]
+    #[arg(
+        hide_possible_values = true,
         long,
         alias = "modes",
         value_enum,
@@ -45,22 +71,22 @@ pub struct Options {
         value_name = "MODE"
     )]
     pub mode: Vec<Mode>,
-    /// The full matrix: every value of each axis that is not given
+    /// Every value of what is not given
     #[arg(long, visible_alias = "all")]
     pub matrix: bool,
     /// Largest segment that TCP may use (`TCP_MAXSEG`)
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(88..=32_767))]
+    #[arg(long, value_name = "BYTES", hide_short_help = true, value_parser = clap::value_parser!(u32).range(88..=32_767))]
     pub mss: Option<u32>,
     /// Requests of one connection under way at one time, in pipelined
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024))]
     pub depth: u32,
-    /// How the programs wait for a message
-    #[arg(long, value_enum, default_value_t = Wait::Epoll, value_name = "HOW")]
+    /// How programs wait: epoll, spin
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Wait::Epoll, value_name = "HOW")]
     pub wait: Wait,
-    /// Also connections to, and from, a peer outside the enabled cgroup
+    /// Also with a peer outside the enabled cgroup
     #[arg(long)]
     pub remote: bool,
-    /// Options of `enable` for a second instance, compared as mode variant
+    /// Options of `enable` for a second instance
     #[arg(
         long,
         value_name = "OPTIONS",
@@ -68,19 +94,19 @@ pub struct Options {
         value_delimiter = ' '
     )]
     pub variant: Vec<String>,
-    /// Rounds: in each, every mode of a cell is measured once
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// In each, every mode is measured once
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: u32,
-    /// Seconds of each measurement
-    #[arg(long, default_value_t = 0.15, value_parser = seconds)]
+    /// Of each measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.15, value_parser = seconds)]
     pub seconds: f64,
-    /// Seconds before it that do not count
-    #[arg(long, default_value_t = 0.05, value_parser = seconds)]
+    /// Before it, which do not count
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.05, value_parser = seconds)]
     pub warm_up: f64,
-    /// Begin no measurement after this time: seconds, or a number with s, m or h
+    /// Begin no measurement after this, like 30m
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub max_time: Option<Duration>,
-    /// Write a report with plots, and FILE.json with the raw data
+    /// Write plots, and FILE.json with raw data
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// The sockaccel to measure [default: this one]
@@ -95,7 +121,7 @@ pub struct Options {
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize, JsonSchema)]
         pub enum $name {
             $($(#[$doc])* #[value(name = $word)] #[serde(rename = $word)] $variant,)*
         }

@@ -4,13 +4,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Error;
 use super::options::{Cores, Mode, Nagle, Options, Place, Wait, Workload};
 
 /// One combination of everything but the mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Cell {
     /// What the programs do.
     pub workload: Workload,

@@ -2,6 +2,7 @@
 //! within each round, because machines drift, and the proof of the path.
 
 use hdrhistogram::Histogram;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::options::{Mode, Place, Workload};
@@ -18,7 +19,7 @@ pub const ACCELERATED: f64 = 0.9;
 const STACK: f64 = 0.01;
 
 /// One cell.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct CellResult {
     /// Which one.
     #[serde(flatten)]
@@ -37,7 +38,7 @@ pub struct CellResult {
 }
 
 /// What one run of a program costs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Verdict {
     /// Name of the program in the kernel.
     pub program: &'static str,
@@ -46,7 +47,7 @@ pub struct Verdict {
 }
 
 /// One mode in one cell.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ModeResult {
     /// Which one.
     pub mode: Mode,
@@ -86,7 +87,7 @@ pub struct ModeResult {
 }
 
 /// By what way bytes went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
     /// Past the stack.
@@ -119,7 +120,7 @@ impl Path {
 }
 
 /// Of percentiles.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct LatencyRatio {
     /// Of the medians.
     pub p50: Summary,
@@ -130,7 +131,7 @@ pub struct LatencyRatio {
 }
 
 /// One measurement, as raw data has it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Round {
     /// Operations per second.
     pub rate: f64,

@@ -2,6 +2,7 @@
 //! counters of sockaccel and of the interfaces say to it.
 
 use hdrhistogram::Histogram;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Error;
@@ -22,7 +23,7 @@ pub struct Sample {
 }
 
 /// Percentiles, in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
 pub struct Latency {
     /// Half of the operations took no longer.
     pub p50: f64,

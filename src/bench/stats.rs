@@ -1,9 +1,10 @@
 //! Medians, and how far to trust them.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What a row of numbers comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The middle one.
     pub median: f64,

@@ -1,5 +1,6 @@
 //! What this project wants to reach in each cell, and whether it did.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::options::{Cores, Mode, Workload};
@@ -7,7 +8,7 @@ use super::result::CellResult;
 use super::stats::Summary;
 
 /// Something that this project wants to reach.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Target {
     /// Which figure.
     pub what: &'static str,
@@ -22,7 +23,7 @@ pub struct Target {
 }
 
 /// Whether a target was reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The median reaches it.

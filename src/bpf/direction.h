@@ -10,16 +10,56 @@
 #include "policy.h"
 #include "splice.h"
 
+/* As an atomic, for its order with the look-ups before and after it. */
+static __always_inline __u32 sa_changing(struct sa_config *conf)
+{
+	return __sync_fetch_and_or(&conf->changing, 0);
+}
+
+/*
+ * The tables as one picture, though `apply` rewrites them entry by entry: a
+ * sequence count, odd meanwhile, tells whether what was read is of one piece.
+ * Where it is not, a direction judged before keeps its verdict, a new one goes
+ * by the stack, and both look again at the next message. An `apply` that was
+ * killed leaves the count odd until the next one, which ends what it began.
+ */
+static __always_inline void sa_ask_tables(struct sa_sock *st, const struct sa_tuple *client,
+					  const struct sa_tuple *server, bool judged)
+{
+	struct sa_config *conf = sa_conf();
+	__u32 before, why, tier = 0;
+
+	if (!conf)
+		return;
+	before = sa_changing(conf);
+	if (!(before & 1)) {
+		why = sa_tables_why(&st->tuple, client, server, &tier);
+		if (sa_changing(conf) == before) {
+			if (why && why != st->verdict)
+				sa_event(st, SA_EVENT_DENIED, why);
+			st->verdict = why;
+			st->policy_tier = tier;
+			return;
+		}
+	}
+	if (!judged)
+		st->verdict = SA_WHY_CHANGING;
+	st->generation--;
+}
+
 /* The tables may have changed: what do they say now of this direction? */
 static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 {
 	struct sa_side *me, *peer;
 	struct sa_conn *conn;
-	__u32 *mark, why, tier = 0;
-	bool active;
+	bool active, judged;
+	__u32 *mark;
 
 	if (!st)
 		return;
+	/* Generation 0: never asked. What found no peer was not judged by the tables. */
+	judged = st->generation && st->verdict != SA_WHY_UNPAIRED &&
+		 st->verdict != SA_WHY_PEER_STATE;
 	st->generation = generation;
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn) {
@@ -69,12 +109,8 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		st->verdict = st->marks & SA_MARK_SPLICING ? SA_WHY_SPLICING : SA_WHY_READER;
 		return;
 	}
-	why = sa_tables_why(&st->tuple, active ? &st->tuple : &peer->tuple,
-			    active ? &peer->tuple : &st->tuple, &tier);
-	if (why && why != st->verdict)
-		sa_event(st, SA_EVENT_DENIED, why);
-	st->verdict = why;
-	st->policy_tier = tier;
+	sa_ask_tables(st, active ? &st->tuple : &peer->tuple, active ? &peer->tuple : &st->tuple,
+		      judged);
 }
 
 /* Another process sends now (fork, SCM_RIGHTS): the peer must know, in case it

@@ -247,7 +247,7 @@ struct sa_config {
 	__u32 layout;
 	__u32 enabled;
 	__u32 generation; /* of policy, identities, endpoints, services */
-	__u32 reserved;
+	__u32 changing; /* sequence count: odd while `apply` rewrites the tables */
 	__u32 scope; /* enum sa_scope */
 	__u32 blocking; /* accelerate blocking readers too */
 	__u32 budget_messages;

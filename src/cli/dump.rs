@@ -1,13 +1,14 @@
 //! `dump`: the maps as they are, key and value.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::Context;
 use super::addr::{end, local, remote};
-use super::{Context, identity};
 use crate::error::Result;
 use crate::maps::layout::{
     Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, ROLE_ACTIVE, Service,
@@ -17,6 +18,7 @@ use crate::maps::{Stats, sockets};
 use crate::outcome::{REASONS, WHYS, name};
 use crate::output::{say, table};
 use crate::state::Instance;
+use crate::words::Network;
 
 /// The tables that can be dumped.
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -76,34 +78,60 @@ const SOCKHASH_COLUMNS: [&str; 9] = [
     "unread_bytes",
 ];
 
-/// There can be very many of these: they are written as they are.
-#[derive(Serialize)]
-pub(super) struct Socket {
+/// An enrolled socket. There can be very many of these: they are written as they are.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Socket {
+    /// Of the socket, unique for the boot.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     cookie: u64,
+    /// `inet` or `inet6`.
     family: &'static str,
+    /// `tcp`.
     protocol: &'static str,
+    /// As ss(8) names it.
     state: &'static str,
+    /// Own address and port.
     local: SocketAddr,
+    /// The other end's, as this one sees it.
     remote: SocketAddr,
+    /// `active` connected, `passive` accepted.
     role: &'static str,
+    /// Of the network namespace.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     netns_cookie: u64,
+    /// The peer is known.
     paired: bool,
+    /// Of the peer.
     #[serde(serialize_with = "some_as_text")]
+    #[schemars(with = "Option<String>")]
     peer_cookie: Option<u64>,
+    /// `stack` or `redirect`.
     path: &'static str,
+    /// Why the last message went by the stack.
     stack_reason: Option<&'static str>,
+    /// Redirected to it and not read yet.
     unread_bytes: u64,
+    /// Likewise.
     unread_messages: u32,
+    /// Sent past the stack.
     redirected_messages: u64,
+    /// Their bytes.
     redirected_bytes: u64,
+    /// Sent by the stack.
     stack_messages: u64,
+    /// Their bytes.
     stack_bytes: u64,
+    /// From stack to redirect.
     promotions: u32,
+    /// And back.
     demotions: u32,
+    /// It does not block.
     nonblocking: bool,
+    /// Of the process that connected or sent last.
     pid: Option<u32>,
+    /// As in /proc/PID/fd.
     inode: u32,
 }
 
@@ -229,22 +257,36 @@ fn why_empty(stats: &Stats) -> String {
     )
 }
 
-/// One side of a connection.
-#[derive(Serialize)]
-pub(super) struct Claimed {
+/// One end of a connection.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Claimed {
+    /// From both initial sequence numbers.
     conn_id: String,
+    /// Which end, 0 or 1.
     side: usize,
+    /// Of the socket.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     cookie: u64,
+    /// Own address and port.
     local: SocketAddr,
+    /// The other end's.
     remote: SocketAddr,
+    /// `active` or `passive`.
     role: &'static str,
+    /// Of the network namespace.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     netns_cookie: u64,
+    /// Why it is not enrolled.
     skipped: Option<&'static str>,
+    /// It has closed.
     left: bool,
+    /// Bits: which ends have redirected, and whether nobody may.
     gate: u32,
+    /// Two sockets claimed one end.
     poisoned: bool,
+    /// Of a process seen using it.
     pid: Option<u32>,
 }
 
@@ -319,6 +361,102 @@ fn connections(context: &Context, instance: &Instance) -> Result<()> {
     })
 }
 
+/// An endpoint.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EndpointRow {
+    /// Its address.
+    addr: IpAddr,
+    /// 0: that of its network.
+    identity: u32,
+    /// 1: added with --host.
+    host: u32,
+}
+
+/// An identity.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct IdentityRow {
+    /// The network.
+    cidr: String,
+    /// Of the key: 32 bits of family and the address.
+    prefixlen: u32,
+    /// Its identity.
+    identity: u32,
+}
+
+/// A rule.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PolicyRow {
+    /// Its address.
+    endpoint: IpAddr,
+    /// 1 egress, 2 ingress.
+    direction: u8,
+    /// 0 a rule, 1 the default deny.
+    kind: u8,
+    /// 0: any.
+    identity: u32,
+    /// 0: any, 6: TCP.
+    proto: u8,
+    /// 0: any.
+    port: u16,
+    /// 0 allow, -1 deny, above 0 a proxy port.
+    verdict: i32,
+    /// How often it decided.
+    evaluations: u64,
+}
+
+/// A service.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ServiceRow {
+    /// Address and port.
+    addr: SocketAddr,
+    /// 6: TCP.
+    proto: u8,
+    /// 1: not left to the stack.
+    accelerate: u32,
+    /// That met this entry.
+    connections: u64,
+}
+
+/// Switches and tunables.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ConfigRow {
+    /// Version of the maps.
+    layout: u32,
+    /// 0 while it is set up or taken down.
+    enabled: u32,
+    /// Of the tables.
+    generation: u32,
+    /// Odd while apply rewrites them.
+    changing: u32,
+    /// 0 local, 1 endpoints.
+    scope: u32,
+    /// 1: blocking readers too.
+    blocking: u32,
+    /// Of one redirect queue.
+    budget_messages: u32,
+    /// Likewise.
+    budget_bytes: u32,
+    /// Larger ones go by the stack.
+    max_message: u32,
+    /// Of a one-way stream, after which its sender leaves; 0 never.
+    stream_limit: u32,
+    /// 1: also to servers whose connections are too short.
+    admit_all: u32,
+    /// 1: only the ports named.
+    port_includes: u32,
+    /// 1: only the networks named.
+    cidr_includes: u32,
+    /// Bits of the risks accepted.
+    allow: u32,
+    /// That can be enrolled at one time.
+    max_sockets: u32,
+}
+
+fn row<T: Serialize>(row: &T) -> Value {
+    // Plain structs of numbers and strings always are JSON.
+    serde_json::to_value(row).unwrap_or_default()
+}
+
 fn endpoints(instance: &Instance) -> Result<Vec<Value>> {
     let mut entries = instance
         .table::<Addr, Endpoint>("sa_endpoints")?
@@ -327,7 +465,11 @@ fn endpoints(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(addr, endpoint)| {
-            json!({ "addr": addr.ip(), "identity": endpoint.identity, "host": endpoint.host })
+            row(&EndpointRow {
+                addr: addr.ip(),
+                identity: endpoint.identity,
+                host: endpoint.host,
+            })
         })
         .collect())
 }
@@ -338,10 +480,10 @@ fn identities(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(cidr, identity)| {
-            json!({
-                "cidr": identity::text(*cidr),
-                "prefixlen": cidr.prefixlen,
-                "identity": identity,
+            row(&IdentityRow {
+                cidr: Network::from(*cidr).to_string(),
+                prefixlen: cidr.prefixlen,
+                identity: *identity,
             })
         })
         .collect())
@@ -364,15 +506,15 @@ fn policy(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(key, policy)| {
-            json!({
-                "endpoint": key.endpoint.ip(),
-                "direction": key.direction,
-                "kind": key.kind,
-                "identity": key.identity,
-                "proto": key.proto,
-                "port": key.port,
-                "verdict": policy.verdict,
-                "evaluations": policy.evaluations,
+            row(&PolicyRow {
+                endpoint: key.endpoint.ip(),
+                direction: key.direction,
+                kind: key.kind,
+                identity: key.identity,
+                proto: key.proto,
+                port: key.port,
+                verdict: policy.verdict,
+                evaluations: policy.evaluations,
             })
         })
         .collect())
@@ -386,11 +528,11 @@ fn services(instance: &Instance) -> Result<Vec<Value>> {
     Ok(entries
         .iter()
         .map(|(key, service)| {
-            json!({
-                "addr": end(key.addr, key.port),
-                "proto": key.proto,
-                "accelerate": service.accelerate,
-                "connections": service.connections,
+            row(&ServiceRow {
+                addr: end(key.addr, key.port),
+                proto: key.proto,
+                accelerate: service.accelerate,
+                connections: service.connections,
             })
         })
         .collect())
@@ -398,21 +540,22 @@ fn services(instance: &Instance) -> Result<Vec<Value>> {
 
 fn config(context: &Context, instance: &Instance) -> Result<()> {
     let config = instance.config()?;
-    let value = json!({
-        "layout": config.layout,
-        "enabled": config.enabled,
-        "generation": config.generation,
-        "scope": config.scope,
-        "blocking": config.blocking,
-        "budget_messages": config.budget_messages,
-        "budget_bytes": config.budget_bytes,
-        "max_message": config.max_message,
-        "stream_limit": config.stream_limit,
-        "admit_all": config.admit_all,
-        "port_includes": config.port_includes,
-        "cidr_includes": config.cidr_includes,
-        "allow": config.allow,
-        "max_sockets": instance.max_sockets()?,
+    let value = row(&ConfigRow {
+        layout: config.layout,
+        enabled: config.enabled,
+        generation: config.generation,
+        changing: config.changing,
+        scope: config.scope,
+        blocking: config.blocking,
+        budget_messages: config.budget_messages,
+        budget_bytes: config.budget_bytes,
+        max_message: config.max_message,
+        stream_limit: config.stream_limit,
+        admit_all: config.admit_all,
+        port_includes: config.port_includes,
+        cidr_includes: config.cidr_includes,
+        allow: config.allow,
+        max_sockets: instance.max_sockets()?,
     });
     context.output.print(&value, || {
         let fields = value.as_object().into_iter().flatten();

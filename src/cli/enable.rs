@@ -3,30 +3,31 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use ipnet::IpNet;
 
-use super::{Context, addr};
+use super::Context;
+use super::entry::InstanceChanged;
 use crate::doctor::{self, Risk};
 use crate::error::{Error, Result};
-use crate::maps::layout::{FILTER_EXCLUDE, FILTER_INCLUDE, SCOPE_ENDPOINTS, SCOPE_LOCAL};
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Change, Instance, Observer, Settings};
-
-type Ports = std::ops::RangeInclusive<u16>;
+use crate::state::{Change, Instance, Observer, Settings, filters};
+use crate::words::{
+    Admission, Blocking, BudgetBytes, BudgetMessages, MaxSockets, Network, Ports, Scope,
+    StreamLimit,
+};
 
 /// Options of `enable`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Only options that are given change an instance that is already enabled; another --cgroup is added.
+Where it is enabled, --cgroup adds one, and only the options given change.
 
 Example:  sockaccel enable --cgroup /sys/fs/cgroup/web --port 8080")]
 pub struct Args {
-    /// A cgroup v2 whose processes' connections to accelerate
+    /// Accelerate among processes of this cgroup v2
     #[arg(long = "cgroup", value_name = "PATH", required = true)]
     cgroups: Vec<PathBuf>,
-    /// Any paired local peer, or only destinations that are endpoints [default: local]
-    #[arg(long, value_name = "SCOPE")]
+    /// Peers: all that are local (default), endpoints
+    #[arg(long, value_name = "SCOPE", hide_possible_values = true)]
     scope: Option<Scope>,
     #[command(flatten)]
     tuning: Tuning,
@@ -35,38 +36,48 @@ pub struct Args {
 /// What `enable` and `run` have in common: which connections, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Tuning {
-    /// What to do with programs that read from blocking sockets [default: skip]
-    #[arg(long, value_name = "WHAT")]
+    /// Blocking readers: skip (default), accelerate
+    #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     blocking_readers: Option<Blocking>,
-    /// Only connections to these server ports
-    #[arg(long = "port", value_name = "PORT[-PORT]", value_parser = addr::ports, value_delimiter = ',')]
+    /// Only these server ports, like 80,8000-8080
+    #[arg(long = "port", value_name = "PORTS", value_delimiter = ',')]
     ports: Vec<Ports>,
     /// No connections to these server ports
-    #[arg(long = "exclude-port", value_name = "PORT[-PORT]", value_parser = addr::ports, value_delimiter = ',')]
+    #[arg(long = "exclude-port", value_name = "PORTS", value_delimiter = ',')]
     exclude_ports: Vec<Ports>,
     /// Only connections to servers in these networks
-    #[arg(long = "cidr", value_name = "CIDR", value_parser = addr::network, value_delimiter = ',')]
-    cidrs: Vec<IpNet>,
+    #[arg(long = "cidr", value_name = "CIDR", value_delimiter = ',')]
+    cidrs: Vec<Network>,
     /// No connections to servers in these networks
-    #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = addr::network, value_delimiter = ',')]
-    exclude_cidrs: Vec<IpNet>,
-    /// Sockets that can be enrolled at one time [default: 65536]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=4_194_304))]
-    max_sockets: Option<u32>,
-    /// Accept a risk that enable refuses by default
-    #[arg(long, value_name = "RISK", value_delimiter = ',')]
-    pub allow: Vec<Risk>,
-    /// Messages that may wait in a redirect queue [default: 64]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    budget_messages: Option<u32>,
-    /// Bytes that may wait in a redirect queue [default: 262144]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
-    budget_bytes: Option<u32>,
-    /// Messages on the stack after which the sender of a one-way stream leaves; 0 never [default: 8192]
+    #[arg(long = "exclude-cidr", value_name = "CIDR", value_delimiter = ',')]
+    exclude_cidrs: Vec<Network>,
+    /// Enrolled sockets at most [default: 65536]
     #[arg(long, value_name = "N")]
-    stream_limit: Option<u32>,
-    /// Which connections to enrol [default: learned]
-    #[arg(long, value_name = "WHICH")]
+    max_sockets: Option<MaxSockets>,
+    /// Accept a risk: fionread, known-bad-kernel
+    #[arg(
+        long,
+        value_name = "RISK",
+        hide_possible_values = true,
+        value_delimiter = ','
+    )]
+    pub allow: Vec<Risk>,
+    /// Of a redirect queue: messages [default: 64]
+    #[arg(long, value_name = "N")]
+    budget_messages: Option<BudgetMessages>,
+    /// Of a redirect queue: bytes [default: 262144]
+    #[arg(long, value_name = "BYTES")]
+    budget_bytes: Option<BudgetBytes>,
+    /// Messages after which a one-way stream leaves; 0 never [default: 8192]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    stream_limit: Option<StreamLimit>,
+    /// Connections to enrol: those that may profit (learned, the default), or all
+    #[arg(
+        long,
+        value_name = "WHICH",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
     admission: Option<Admission>,
     /// Turn a safety rule off, to see what it is good for
     #[arg(long, value_name = "RULE", hide = true)]
@@ -74,30 +85,6 @@ pub struct Tuning {
     /// The splice observer's form, instead of the better one that the kernel allows
     #[arg(long, value_name = "FORM", hide = true)]
     splice_observer: Option<Observer>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Blocking {
-    /// They stay on the stack
-    Skip,
-    /// They are accelerated: see BLOCKING READERS in sockaccel(8) for the risk
-    Accelerate,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Scope {
-    /// Any local peer in an enabled cgroup
-    Local,
-    /// Only towards addresses that are endpoints
-    Endpoints,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Admission {
-    /// To servers whose earlier connections have profited, and a sample of the others
-    Learned,
-    /// All of them
-    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,10 +96,7 @@ enum Rule {
 impl Args {
     fn settings(&self) -> Settings {
         Settings {
-            scope: self.scope.map(|scope| match scope {
-                Scope::Local => SCOPE_LOCAL,
-                Scope::Endpoints => SCOPE_ENDPOINTS,
-            }),
+            scope: self.scope.map(Scope::raw),
             ..self.tuning.settings()
         }
     }
@@ -121,39 +105,17 @@ impl Args {
 impl Tuning {
     /// As the instance takes them; the risks are for the caller to ask about.
     pub fn settings(&self) -> Settings {
-        let each = |ranges: &[Ports], filter| -> Vec<(u16, u8)> {
-            ranges
-                .iter()
-                .cloned()
-                .flatten()
-                .map(|port| (port, filter))
-                .collect()
-        };
-        let nets = |nets: &[IpNet], filter| -> Vec<(IpNet, u8)> {
-            nets.iter().map(|net| (*net, filter)).collect()
-        };
         Settings {
-            blocking: self
-                .blocking_readers
-                .map(|b| matches!(b, Blocking::Accelerate)),
+            blocking: self.blocking_readers.map(|b| b == Blocking::Accelerate),
             scope: None,
-            budget_messages: self.budget_messages,
-            budget_bytes: self.budget_bytes,
-            stream_limit: self.stream_limit,
-            max_sockets: self.max_sockets,
-            admit_all: self.admission.map(|which| matches!(which, Admission::All)),
+            budget_messages: self.budget_messages.map(|n| n.0),
+            budget_bytes: self.budget_bytes.map(|n| n.0),
+            stream_limit: self.stream_limit.map(|n| n.0),
+            max_sockets: self.max_sockets.map(|n| n.0),
+            admit_all: self.admission.map(|which| which == Admission::All),
             allow: 0,
-            // What is excluded stays so when it is also included.
-            ports: [
-                each(&self.ports, FILTER_INCLUDE),
-                each(&self.exclude_ports, FILTER_EXCLUDE),
-            ]
-            .concat(),
-            cidrs: [
-                nets(&self.cidrs, FILTER_INCLUDE),
-                nets(&self.exclude_cidrs, FILTER_EXCLUDE),
-            ]
-            .concat(),
+            ports: filters::ports(&self.ports, &self.exclude_ports),
+            cidrs: filters::cidrs(&self.cidrs, &self.exclude_cidrs),
             without_company_rule: self.without.contains(&Rule::CompanyRule),
             without_observer: self.without.contains(&Rule::Observer),
             observer: self.splice_observer,
@@ -171,10 +133,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut settings = args.settings();
     settings.allow = accepted(context, args)?;
     let change = Instance::enable(&context.place, &cgroups, &settings)?;
-    context.output.print_json(&serde_json::json!({
-        "instance": context.place.instance,
-        "changed": change == Change::Done,
-    }))?;
+    context
+        .output
+        .print_json(&InstanceChanged::new(context, change))?;
     if change == Change::Done && !context.output.json {
         say(
             "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them.",

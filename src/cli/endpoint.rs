@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use clap::Subcommand;
-use nix::ifaddrs::getifaddrs;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
 use crate::output::{say, table};
+use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
 
 /// What can be done with endpoints.
@@ -36,7 +37,10 @@ pub enum Verb {
         host: bool,
     },
     /// Forget an address
-    #[command(visible_alias = "delete")]
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:  sockaccel endpoint del 10.0.0.7"
+    )]
     Del {
         /// The address
         #[arg(
@@ -51,10 +55,11 @@ pub enum Verb {
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All endpoints
     #[command(visible_aliases = ["show", "ls"])]
     List,
-    /// One of them
+    /// One endpoint
+    #[command(after_help = "Example:  sockaccel endpoint get 10.0.0.7")]
     Get {
         /// The address
         addr: IpAddr,
@@ -62,10 +67,13 @@ pub enum Verb {
 }
 
 /// An endpoint, as `list` and `get` show it.
-#[derive(Debug, Serialize)]
-pub(super) struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// The address.
     address: IpAddr,
+    /// Null: that of its network.
     identity: Option<u32>,
+    /// Added with --host.
     host: bool,
 }
 
@@ -166,18 +174,6 @@ fn add_host(endpoints: &Table<Addr, Endpoint>, identity: u32) -> Result<Change> 
         endpoints.set(key, &endpoint)?;
     }
     Ok(change(!new.is_empty()))
-}
-
-fn own_addresses() -> Result<Vec<IpAddr>> {
-    let interfaces =
-        getifaddrs().map_err(|e| Error::os("list", "interface addresses", e.into()))?;
-    Ok(interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect())
 }
 
 fn del_one(

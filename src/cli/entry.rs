@@ -2,6 +2,9 @@
 
 use std::fmt::Display;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::Context;
 use crate::error::{Error, Result};
 use crate::maps::{Plain, Table};
@@ -14,6 +17,32 @@ pub struct IfExists {
     /// Succeed when it is absent
     #[arg(long)]
     pub if_exists: bool,
+}
+
+/// What `add` and `del` did.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Changed {
+    /// False when it was so before.
+    changed: bool,
+}
+
+/// What `enable` and `disable` did.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct InstanceChanged<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False when it was so before.
+    changed: bool,
+}
+
+impl<'a> InstanceChanged<'a> {
+    /// Of the instance that the command worked on.
+    pub fn new(context: &'a Context, change: Change) -> Self {
+        Self {
+            instance: &context.place.instance,
+            changed: change == Change::Done,
+        }
+    }
 }
 
 /// Adds an entry where `old` is what is there now: fine when `same` says so,
@@ -58,7 +87,14 @@ pub fn conflict(what: impl Display) -> Error {
 
 /// There is no such entry (exit status 1).
 pub fn absent(what: impl Display) -> Error {
-    Error::Failed(format!("{what} does not exist"))
+    let what = what.to_string();
+    let noun = ["endpoint", "identity", "service", "policy"]
+        .into_iter()
+        .find(|noun| what.contains(noun))
+        .unwrap_or("endpoint");
+    Error::Failed(format!(
+        "{what} does not exist\n  To see what there is:  sockaccel {noun} list"
+    ))
 }
 
 /// Whether that changed anything.
@@ -76,9 +112,9 @@ pub fn change(changed: bool) -> Change {
 pub fn finish(context: &Context, instance: &Instance, change: Result<Change>) -> Result<()> {
     instance.bump_generation()?;
     let change = change?;
-    context
-        .output
-        .print_json(&serde_json::json!({ "changed": change == Change::Done }))
+    context.output.print_json(&Changed {
+        changed: change == Change::Done,
+    })
 }
 
 /// Says on standard error why a list is empty.

@@ -1,11 +1,13 @@
 //! `events`: what happens to connections, as it happens.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
 use super::addr::{local, remote};
@@ -151,7 +153,7 @@ fn lines(context: &Context, args: &Args, events: &[Event], left: &mut u64) -> Re
         let ago = Duration::from_nanos(clock.saturating_sub(event.time));
         let time = timestamp(wall.checked_sub(ago).unwrap_or(wall));
         if context.output.json {
-            text += &context.output.to_json(&to_json(&time, event))?;
+            text += &context.output.to_json(&told(&time, event))?;
         } else {
             text += &to_line(&time, event);
         }
@@ -160,17 +162,61 @@ fn lines(context: &Context, args: &Args, events: &[Event], left: &mut u64) -> Re
     Ok(text)
 }
 
-fn to_json(time: &str, event: &Event) -> Value {
-    json!({
-        "time": time,
-        "event": name(EVENTS, event.kind),
-        "reason": cause(event).map(|cause| cause.name),
-        "cookie": event.cookie.to_string(),
-        "local": local(&event.tuple),
-        "remote": remote(&event.tuple),
-        "role": role(event),
-        "netns_cookie": event.netns_cookie.to_string(),
-        "pid": (event.tgid != 0).then_some(event.tgid),
+/// One line for scripts.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Line<'a> {
+    /// What happened to a socket.
+    Event(Told<'a>),
+    /// What could not be told.
+    Lost(Lost<'a>),
+}
+
+/// An event.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Told<'a> {
+    /// When.
+    time: &'a str,
+    /// Its kind, or `lost`.
+    event: &'a str,
+    /// Why, where there is a why.
+    reason: Option<&'a str>,
+    /// Of the socket, unique for the boot.
+    cookie: String,
+    /// Its own address and port.
+    local: SocketAddr,
+    /// The other end's.
+    remote: SocketAddr,
+    /// `active` connected, `passive` accepted.
+    role: &'a str,
+    /// Of the network namespace.
+    netns_cookie: String,
+    /// Of a process seen using it.
+    pid: Option<u32>,
+}
+
+/// Events that came faster than they were read.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Lost<'a> {
+    /// When that was noticed.
+    time: &'a str,
+    /// `lost`.
+    event: &'a str,
+    /// With `lost`: how many events.
+    count: u64,
+}
+
+fn told<'a>(time: &'a str, event: &Event) -> Line<'a> {
+    Line::Event(Told {
+        time,
+        event: name(EVENTS, event.kind),
+        reason: cause(event).map(|cause| cause.name),
+        cookie: event.cookie.to_string(),
+        local: local(&event.tuple),
+        remote: remote(&event.tuple),
+        role: role(event),
+        netns_cookie: event.netns_cookie.to_string(),
+        pid: (event.tgid != 0).then_some(event.tgid),
     })
 }
 
@@ -213,13 +259,17 @@ fn tell_lost(context: &Context, lost: u64) -> Result<bool> {
         ));
         return Ok(true);
     }
-    let time = timestamp(SystemTime::now());
-    let line = json!({ "time": time, "event": "lost", "count": lost });
+    let line = Line::Lost(Lost {
+        time: &timestamp(SystemTime::now()),
+        event: "lost",
+        count: lost,
+    });
     go_on(&format!("{}\n", context.output.to_json(&line)?))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
     use zerocopy::FromZeros;
 
     use super::*;
@@ -290,8 +340,8 @@ mod tests {
             to_line("TIME", &paired),
             "TIME paired   127.0.0.1:40001 <- 127.0.0.1:6379"
         );
-        let json = to_json("TIME", &skipped);
+        let json = json!(told("TIME", &skipped));
         assert_eq!(json["reason"], "blocking_reader");
-        assert_eq!(to_json("TIME", &paired)["pid"], Value::Null);
+        assert_eq!(json!(told("TIME", &paired))["pid"], Value::Null);
     }
 }

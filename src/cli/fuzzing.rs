@@ -1,18 +1,21 @@
 //! What the targets in `fuzz/` call: private parsers and decoders. Only built with
 //! `--cfg fuzzing`.
 
-use clap::Parser as _;
+use std::fmt::Display;
+use std::str::FromStr;
+
 use zerocopy::FromBytes;
 
-use super::{Cli, addr, dump, endpoint, identity, policy, service};
+use super::{Cli, dump, endpoint, policy, service};
 use crate::maps::layout::{
     Addr, Cidr, Config, Conn, Dump, Endpoint, Policy, PolicyKey, Service, ServiceKey,
 };
+use crate::words::{Identity, Network, Ports, ServiceName, Traffic, Verdict};
 
 /// A whole command line, one argument a line.
 pub fn arguments(text: &str) {
-    let args = std::iter::once("sockaccel").chain(text.lines());
-    if let Err(error) = Cli::try_parse_from(args) {
+    let args: Vec<&str> = std::iter::once("sockaccel").chain(text.lines()).collect();
+    if let Err(error) = Cli::of(&args) {
         assert!(!error.render().to_string().is_empty());
     }
 }
@@ -20,19 +23,21 @@ pub fn arguments(text: &str) {
 /// One value, by every parser of values. What is accepted is accepted again as it
 /// is printed, and means the same.
 pub fn value(text: &str) {
-    if let Ok(network) = addr::network(text) {
-        assert_eq!(addr::network(&network.to_string()), Ok(network));
-    }
-    if let Ok(ports) = addr::ports(text) {
-        let printed = format!("{}-{}", ports.start(), ports.end());
-        assert_eq!(addr::ports(&printed), Ok(ports));
-    }
-    if let Ok(name) = text.parse::<service::Name>() {
-        let again: service::Name = name.to_string().parse().expect("a name as it is printed");
-        assert_eq!(again.to_string(), name.to_string());
-    }
-    let _ = text.parse::<policy::Identity>();
+    spelt::<Network>(text);
+    spelt::<Ports>(text);
+    spelt::<ServiceName>(text);
+    spelt::<Identity>(text);
+    spelt::<Traffic>(text);
+    spelt::<Verdict>(text);
     let _ = text.parse::<policy::Word>();
+}
+
+fn spelt<T: FromStr<Err = String> + Display>(text: &str) {
+    if let Ok(word) = text.parse::<T>() {
+        let printed = word.to_string();
+        let again: T = printed.parse().expect("a word as it is printed");
+        assert_eq!(again.to_string(), printed);
+    }
 }
 
 /// The start of the bytes as each record of the maps and of the iterator, shown as
@@ -45,7 +50,7 @@ pub fn records(bytes: &[u8]) {
         shown(&dump::sides(u64::MAX, &conn));
     }
     if let Some(cidr) = read::<Cidr>(bytes) {
-        identity::text(cidr);
+        let _ = Network::from(cidr).to_string();
     }
     if let Some((addr, endpoint)) = pair::<Addr, Endpoint>(bytes) {
         shown(&endpoint::Row::new(addr, endpoint));

@@ -4,17 +4,17 @@ use std::net::IpAddr;
 
 use clap::Subcommand;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Context;
 use super::entry::{IfExists, add, del, explain_empty, finish};
-use super::{Context, addr};
 use crate::error::Result;
 use crate::maps::Table;
-use crate::maps::layout::{
-    Addr, Cidr, Endpoint, FAMILY_BITS, FAMILY_V4, IDENTITY_HOST, IDENTITY_WORLD,
-};
+use crate::maps::layout::{Addr, Cidr, Endpoint, IDENTITY_HOST, IDENTITY_WORLD};
 use crate::output::table;
 use crate::state::Instance;
+use crate::words::Network;
 
 /// What can be done with identities.
 #[derive(Debug, Subcommand)]
@@ -26,25 +26,27 @@ Well known:  1 host (this machine), 2 world (every address without an entry).
 Example:  sockaccel identity add 10.1.0.0/16 1001")]
     Add {
         /// The network
-        #[arg(value_parser = addr::network)]
-        cidr: IpNet,
+        cidr: Network,
         /// The identity, from 1
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         identity: u32,
     },
-    /// Take it away
-    #[command(visible_alias = "delete")]
+    /// Take an identity away
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:  sockaccel identity del 10.1.0.0/16"
+    )]
     Del {
         /// The network, just as it was added
-        #[arg(value_parser = addr::network)]
-        cidr: IpNet,
+        cidr: Network,
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All identities
     #[command(visible_aliases = ["show", "ls"])]
     List,
     /// The identity of an address, and what gives it
+    #[command(after_help = "Example:  sockaccel identity get 10.1.2.3")]
     Get {
         /// The address
         addr: IpAddr,
@@ -52,10 +54,23 @@ Example:  sockaccel identity add 10.1.0.0/16 1001")]
 }
 
 /// An identity, as `list` shows it.
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// The network.
     cidr: String,
+    /// Its identity.
     identity: u32,
+}
+
+/// The identity of an address, as `get` shows it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Resolved {
+    /// The address.
+    address: IpAddr,
+    /// What policy sees.
+    identity: u32,
+    /// Where it comes from.
+    source: String,
 }
 
 /// Runs the verb.
@@ -64,7 +79,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Add { cidr, identity } => {
             let instance = Instance::open_to_write(&context.place)?;
             let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
-            let key = Cidr::from(*cidr);
+            let key = Cidr::from(cidr.0);
             // A look-up in the trie would give the longest prefix, not this one.
             let old = find(&identities, key)?;
             let what = format!("identity of {cidr}");
@@ -78,7 +93,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
             let change = del(
                 &identities,
-                &Cidr::from(*cidr),
+                &Cidr::from(cidr.0),
                 format!("identity of {cidr}"),
                 if_exists,
             )?;
@@ -91,7 +106,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let rows: Vec<Row> = entries
                 .into_iter()
                 .map(|(cidr, identity)| Row {
-                    cidr: text(cidr),
+                    cidr: Network::from(cidr).to_string(),
                     identity,
                 })
                 .collect();
@@ -107,8 +122,11 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Get { addr } => {
             let instance = Instance::open(&context.place)?;
             let (identity, source) = resolve(&instance, *addr)?;
-            let value =
-                serde_json::json!({ "address": addr, "identity": identity, "source": source });
+            let value = Resolved {
+                address: *addr,
+                identity,
+                source: source.clone(),
+            };
             context.output.print(&value, || {
                 table(
                     &["address", "identity", "source"],
@@ -143,15 +161,4 @@ pub fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
         return Ok((IDENTITY_HOST, "host".to_owned()));
     }
     Ok((IDENTITY_WORLD, "no entry: world".to_owned()))
-}
-
-/// `10.0.0.0/8` or `fd00::/64`.
-pub fn text(cidr: Cidr) -> String {
-    // Whoever may write to the map may write nonsense.
-    let len = cidr.prefixlen.saturating_sub(FAMILY_BITS);
-    if cidr.family == FAMILY_V4 {
-        format!("{}/{}", cidr.addr.ip(), len.saturating_sub(96))
-    } else {
-        format!("{}/{len}", std::net::Ipv6Addr::from(cidr.addr.0))
-    }
 }

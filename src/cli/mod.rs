@@ -2,6 +2,7 @@
 //! verbs change what runs.
 
 pub(crate) mod addr;
+mod apply;
 mod assert;
 mod disable;
 mod doctor;
@@ -15,7 +16,9 @@ mod explain;
 pub mod fuzzing;
 mod identity;
 pub(crate) mod live;
+pub mod man;
 mod metrics;
+pub mod outputs;
 mod policy;
 mod reasons;
 mod run;
@@ -28,7 +31,7 @@ mod upgrade;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::bench;
 use crate::doctor::behaviour;
@@ -42,7 +45,11 @@ use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
     name = "sockaccel",
     version,
     max_term_width = 100,
-    infer_long_args = true
+    infer_long_args = true,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    subcommand_help_heading = "Commands",
+    after_help = "Example:  sockaccel enable --cgroup /sys/fs/cgroup/web; sockaccel status"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -52,23 +59,36 @@ pub struct Cli {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// Print JSON
     #[arg(short, long, global = true)]
     json: bool,
-    /// Print JSON with line breaks (implies --json)
+    /// Print JSON with line breaks
     #[arg(short, long, global = true)]
     pretty: bool,
     /// The instance to work on
     #[arg(long, global = true, value_name = "NAME", env = run::VARIABLE, hide_env = true,
           default_value = DEFAULT_INSTANCE)]
     instance: String,
-    /// The bpffs that holds the instances
+    /// Where instances are pinned
     #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR)]
     bpffs: PathBuf,
-    /// Bold headers in output for people; `NO_COLOR` is respected
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    /// Bold headers: auto, always, never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
     color: clap::ColorChoice,
+    /// Print help; sockaccel(8) says more
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,6 +101,11 @@ enum Command {
     Upgrade(upgrade::Args),
     /// Run a command, accelerate what it and its children do among themselves
     Run(run::Args),
+    /// Make an instance what a file says
+    Apply(apply::Args),
+    /// An instance as a file for apply
+    #[command(after_help = "Example:  sockaccel export | sockaccel apply -f - --dry-run")]
+    Export,
     /// Whether it runs, and why connections are not accelerated
     Status,
     /// What this machine can do, tried out; changes nothing
@@ -112,6 +137,10 @@ enum Command {
     /// Which identities an endpoint may talk to, accelerated
     #[command(subcommand, visible_alias = "policies")]
     Policy(policy::Verb),
+    /// Completions of a shell
+    Completions(man::Completions),
+    /// The man page of a command
+    Man(man::Options),
     /// How much faster it is here, as ratios to plain TCP
     Bench(Box<bench::Options>),
     /// One of the two programs of a benchmark
@@ -143,7 +172,7 @@ pub const RUN_FAILED: u8 = 125;
 
 /// Whether a command line that could not be parsed is one of `run`.
 pub fn asks_for_run(args: &[OsString]) -> bool {
-    Cli::command()
+    command()
         .ignore_errors(true)
         .try_get_matches_from(args)
         .is_ok_and(|matches| matches.subcommand_name() == Some("run"))
@@ -174,7 +203,42 @@ struct Context {
     output: Output,
 }
 
+/// What clap knows of the command line. A command whose help gives no example
+/// has the one that fits it best: itself.
+pub fn command() -> clap::Command {
+    with_examples(Cli::command(), "sockaccel")
+}
+
+fn with_examples(command: clap::Command, path: &str) -> clap::Command {
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    let command = names.iter().fold(command, |command, name| {
+        let path = format!("{path} {name}");
+        command.mut_subcommand(name, |sub| with_examples(sub, &path))
+    });
+    let after = command.get_after_help().map(ToString::to_string);
+    if after.is_some_and(|text| text.contains(man::EXAMPLE)) {
+        return command;
+    }
+    let runs_alone =
+        !command.has_subcommands() && !command.get_arguments().any(clap::Arg::is_required_set);
+    let first = names.first().filter(|_| command.has_subcommands());
+    match (runs_alone, first) {
+        (true, _) => command.after_help(format!("{}{path}", man::EXAMPLE)),
+        (_, Some(name)) => command.after_help(format!("{}{path} {name} --help", man::EXAMPLE)),
+        _ => command,
+    }
+}
+
 impl Cli {
+    /// Parses a command line.
+    pub fn of<S: AsRef<OsStr>>(args: &[S]) -> Result<Self, clap::Error> {
+        let words = args.iter().map(|word| word.as_ref().to_owned());
+        Self::from_arg_matches(&command().try_get_matches_from(words)?)
+    }
+
     /// Whether errors are to be printed as JSON, too.
     pub fn json(&self) -> bool {
         self.global.json || self.global.pretty
@@ -197,6 +261,8 @@ impl Cli {
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
             Command::Upgrade(args) => upgrade::run(&context, &args),
+            Command::Apply(args) => apply::run(&context, &args),
+            Command::Export => apply::export(&context),
             Command::Status => status::run(&context),
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)
@@ -210,6 +276,8 @@ impl Cli {
             Command::Endpoint(verb) => endpoint::run(&context, &verb),
             Command::Identity(verb) => identity::run(&context, &verb),
             Command::Service(verb) => service::run(&context, &verb),
+            Command::Completions(args) => man::completions(&args),
+            Command::Man(options) => man::run(&options),
             Command::Bench(mut options) => {
                 options.bpffs.clone_from(&context.place.bpffs);
                 bench::run(&options, context.output)

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -11,73 +12,36 @@ use super::entry::{IfExists, absent, add, del, explain_empty, finish};
 use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{
-    Addr, EGRESS, Endpoint, IDENTITY_ANY, INGRESS, POLICY_DEFAULT_DENY, POLICY_RULE, Policy,
-    PolicyKey, VERDICT_ALLOW, VERDICT_DENY,
+    Addr, Endpoint, IDENTITY_ANY, POLICY_DEFAULT_DENY, POLICY_RULE, Policy, PolicyKey, VERDICT_DENY,
 };
 use crate::output::{say, table};
+use crate::state::tables::{default_deny, rule_key};
 use crate::state::{Change, Instance};
-
-const IPPROTO_TCP: u8 = 6;
-
-/// Direction of a connection, seen from the endpoint: who connected counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Direction {
-    /// The endpoint connects
-    Egress,
-    /// The endpoint accepts
-    Ingress,
-}
-
-/// An identity, or `any`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity(u32);
-
-impl FromStr for Identity {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.parse()) {
-            ("any", _) => Ok(Self(IDENTITY_ANY)),
-            (_, Ok(number)) if number > 0 => Ok(Self(number)),
-            _ => Err(format!(
-                "{text:?} is not an identity (a number from 1) or `any`"
-            )),
-        }
-    }
-}
+use crate::words::{Direction, IPPROTO_TCP, Identity, Traffic, Verdict};
 
 /// One word after the identity: a protocol with or without port, or a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
-    /// `tcp` or `tcp/PORT`; port 0 is every port.
-    Traffic(u16),
-    /// `allow`, `deny` or `proxy:PORT`, as in the map.
-    Verdict(i32),
+    /// `tcp` or `tcp/PORT`.
+    Traffic(Traffic),
+    /// `allow`, `deny` or `proxy:PORT`.
+    Verdict(Verdict),
 }
 
 impl FromStr for Word {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let port = |text: &str| match text.parse::<u16>() {
-            Ok(port) if port > 0 => Ok(port),
-            _ => Err(format!("{text:?} is not a port (1 to 65535)")),
-        };
-        match text {
-            "tcp" => return Ok(Self::Traffic(0)),
-            "allow" => return Ok(Self::Verdict(VERDICT_ALLOW)),
-            "deny" => return Ok(Self::Verdict(VERDICT_DENY)),
-            _ => {}
+        if text.starts_with("tcp") {
+            return text.parse().map(Self::Traffic);
         }
-        if let Some(rest) = text.strip_prefix("tcp/") {
-            return port(rest).map(Self::Traffic);
-        }
-        if let Some(rest) = text.strip_prefix("proxy:") {
-            return port(rest).map(|port| Self::Verdict(i32::from(port)));
-        }
-        Err(format!(
-            "{text:?} is not tcp, tcp/PORT, allow, deny or proxy:PORT"
-        ))
+        text.parse().map(Self::Verdict).map_err(|e| {
+            if text.starts_with("proxy:") {
+                e
+            } else {
+                format!("{text:?} is not tcp, tcp/PORT, allow, deny or proxy:PORT")
+            }
+        })
     }
 }
 
@@ -94,19 +58,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn key(&self, traffic: Option<u16>) -> PolicyKey {
-        PolicyKey {
-            endpoint: self.endpoint.into(),
-            identity: self.identity.0,
-            port: traffic.unwrap_or(0),
-            proto: if traffic.is_some() { IPPROTO_TCP } else { 0 },
-            direction: match self.direction {
-                Direction::Egress => EGRESS,
-                Direction::Ingress => INGRESS,
-            },
-            kind: POLICY_RULE,
-            pad: [0; 3],
-        }
+    fn key(&self, traffic: Option<Traffic>) -> PolicyKey {
+        rule_key(self.endpoint, self.direction, self.identity, traffic)
     }
 }
 
@@ -132,7 +85,8 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
     /// Delete a rule
     #[command(
         visible_alias = "delete",
-        override_usage = "sockaccel policy del ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]"
+        override_usage = "sockaccel policy del ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]",
+        after_help = "Example:  sockaccel policy del 10.0.0.7 egress 1001 tcp/8080"
     )]
     Del {
         #[command(flatten)]
@@ -143,16 +97,17 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All rules
     #[command(visible_aliases = ["show", "ls"])]
     List {
         /// Only those of this endpoint
         #[arg(long, value_name = "ADDR")]
         endpoint: Option<IpAddr>,
     },
-    /// One of them
+    /// One rule
     #[command(
-        override_usage = "sockaccel policy get ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]"
+        override_usage = "sockaccel policy get ENDPOINT egress|ingress IDENTITY|any [tcp[/PORT]]",
+        after_help = "Example:  sockaccel policy get 10.0.0.7 egress 1001 tcp/8080"
     )]
     Get {
         #[command(flatten)]
@@ -164,14 +119,21 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
 }
 
 /// A rule, as `list` and `get` show it.
-#[derive(Debug, Serialize)]
-pub(super) struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// The endpoint's address.
     endpoint: IpAddr,
-    direction: &'static str,
+    /// `egress` or `ingress`.
+    direction: String,
+    /// A number, `any`, or `default` for what no rule names.
     identity: String,
+    /// `tcp` or `any`.
     protocol: &'static str,
+    /// Null: every port.
     port: Option<u16>,
+    /// `allow`, `deny` or `proxy:PORT`.
     verdict: String,
+    /// How often it decided.
     evaluations: u64,
 }
 
@@ -179,19 +141,15 @@ impl Row {
     pub(super) fn new(key: &PolicyKey, policy: &Policy) -> Self {
         Self {
             endpoint: key.endpoint.ip(),
-            direction: if key.direction == EGRESS {
-                "egress"
+            direction: Direction::from_raw(key.direction).to_string(),
+            identity: if key.kind == POLICY_DEFAULT_DENY {
+                "default".to_owned()
             } else {
-                "ingress"
-            },
-            identity: match key.identity {
-                _ if key.kind == POLICY_DEFAULT_DENY => "default".to_owned(),
-                IDENTITY_ANY => "any".to_owned(),
-                number => number.to_string(),
+                Identity(key.identity).to_string()
             },
             protocol: if key.proto == 0 { "any" } else { "tcp" },
             port: (key.port > 0).then_some(key.port),
-            verdict: verdict(policy),
+            verdict: Verdict(policy.verdict).to_string(),
             evaluations: policy.evaluations,
         }
     }
@@ -205,7 +163,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Add { rule, words } => {
             let (traffic, verdict) = match words[..] {
                 [Word::Verdict(verdict)] => (None, verdict),
-                [Word::Traffic(port), Word::Verdict(verdict)] => (Some(port), verdict),
+                [Word::Traffic(traffic), Word::Verdict(verdict)] => (Some(traffic), verdict),
                 _ => {
                     return Err(Error::Usage(
                         "a rule ends with [tcp[/PORT]] and one of allow, deny, proxy:PORT".into(),
@@ -251,7 +209,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 .map(|(key, policy)| Row::new(key, policy))
                 .collect();
             rows.sort_by(|a, b| {
-                let order = |r: &Row| (r.endpoint, r.direction, r.identity.clone(), r.port);
+                let order = |r: &Row| (r.endpoint, r.direction.clone(), r.identity.clone(), r.port);
                 order(a).cmp(&order(b))
             });
             explain_empty(
@@ -275,10 +233,10 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
     }
 }
 
-fn traffic_of(word: Option<Word>) -> Result<Option<u16>> {
+fn traffic_of(word: Option<Word>) -> Result<Option<Traffic>> {
     match word {
         None => Ok(None),
-        Some(Word::Traffic(port)) => Ok(Some(port)),
+        Some(Word::Traffic(traffic)) => Ok(Some(traffic)),
         Some(Word::Verdict(_)) => Err(Error::Usage(
             "a rule is named by its traffic, tcp or tcp/PORT".into(),
         )),
@@ -287,7 +245,7 @@ fn traffic_of(word: Option<Word>) -> Result<Option<u16>> {
 
 /// The default goes in first: between the two writes new connections are
 /// denied, never wrongly allowed.
-fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: i32) -> Result<Change> {
+fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: Verdict) -> Result<Change> {
     let default = default_deny(key);
     let first = rules.get(&default)?.is_none();
     if first {
@@ -301,12 +259,12 @@ fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: i32) -> 
         )?;
     }
     let value = Policy {
-        verdict,
+        verdict: verdict.0,
         pad: 0,
         evaluations: 0,
     };
     let added = add(rules, rules.get(key)?, key, &value, describe(key), |old| {
-        old.verdict == verdict
+        old.verdict == verdict.0
     });
     if added.is_err() && first {
         rules.remove(&default)?;
@@ -319,16 +277,6 @@ fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: i32) -> 
         ));
     }
     added
-}
-
-fn default_deny(key: &PolicyKey) -> PolicyKey {
-    PolicyKey {
-        identity: IDENTITY_ANY,
-        port: 0,
-        proto: 0,
-        kind: POLICY_DEFAULT_DENY,
-        ..*key
-    }
 }
 
 /// Rules of the same endpoint and direction.
@@ -379,15 +327,6 @@ pub fn lookup(
     Ok(None)
 }
 
-/// `allow`, `deny` or `proxy:PORT`
-pub fn verdict(policy: &Policy) -> String {
-    match policy.verdict {
-        VERDICT_ALLOW => "allow".to_owned(),
-        port if port > 0 => format!("proxy:{port}"),
-        _ => "deny".to_owned(),
-    }
-}
-
 /// A rule in words.
 pub fn describe(key: &PolicyKey) -> String {
     let row = Row::new(
@@ -419,7 +358,7 @@ fn to_table(rows: &[Row]) -> String {
         rows.iter().map(|row| {
             [
                 row.endpoint.to_string(),
-                row.direction.to_owned(),
+                row.direction.clone(),
                 row.identity.clone(),
                 row.protocol.to_owned(),
                 row.port
@@ -438,28 +377,16 @@ mod tests {
     #[test]
     fn words() {
         for (text, expected) in [
-            ("tcp", Some(Word::Traffic(0))),
-            ("tcp/80", Some(Word::Traffic(80))),
-            ("allow", Some(Word::Verdict(0))),
-            ("deny", Some(Word::Verdict(-1))),
-            ("proxy:10000", Some(Word::Verdict(10000))),
+            ("tcp", Some(Word::Traffic(Traffic(0)))),
+            ("tcp/80", Some(Word::Traffic(Traffic(80)))),
+            ("allow", Some(Word::Verdict(Verdict(0)))),
+            ("proxy:10000", Some(Word::Verdict(Verdict(10000)))),
             ("tcp/0", None),
-            ("tcp/65536", None),
             ("udp/53", None),
             ("proxy:0", None),
-            ("proxy", None),
             ("drop", None),
         ] {
             assert_eq!(text.parse::<Word>().ok(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn identities() {
-        assert_eq!("any".parse(), Ok(Identity(0)));
-        assert_eq!("7".parse(), Ok(Identity(7)));
-        for bad in ["0", "-1", "4294967296", "ANY", ""] {
-            assert!(bad.parse::<Identity>().is_err(), "{bad}");
         }
     }
 }

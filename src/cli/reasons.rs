@@ -1,6 +1,7 @@
 //! The most frequent reasons why something is not accelerated, in sentences.
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::maps::Stats;
 use crate::outcome::{Outcome, REASONS, WHYS};
@@ -18,16 +19,31 @@ pub struct Reason {
     unit: &'static str,
 }
 
+/// A reason, as JSON has it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Counted {
+    /// Its name in `stats`.
+    reason: &'static str,
+    /// How often.
+    count: u64,
+    /// `sockets` or `messages`.
+    unit: &'static str,
+    /// In a sentence.
+    text: &'static str,
+    /// What would change it, or empty.
+    remedy: &'static str,
+}
+
 impl Reason {
     /// As in `not_accelerated` of `status`.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "reason": self.outcome.name,
-            "count": self.count,
-            "unit": self.unit,
-            "text": self.outcome.text,
-            "remedy": self.outcome.remedy,
-        })
+    pub fn to_json(&self) -> Counted {
+        Counted {
+            reason: self.outcome.name,
+            count: self.count,
+            unit: self.unit,
+            text: self.outcome.text,
+            remedy: self.outcome.remedy,
+        }
     }
 
     /// A sentence, and what would change it unless that is empty.

@@ -1,9 +1,7 @@
 //! `service`: destinations that stay on the stack, unless marked.
 
-use std::net::SocketAddr;
-use std::str::FromStr;
-
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -11,50 +9,10 @@ use super::addr::end;
 use super::entry::{IfExists, absent, add, del, explain_empty, finish};
 use crate::error::Result;
 use crate::maps::Table;
-use crate::maps::layout::{Addr, Service, ServiceKey};
+use crate::maps::layout::{Service, ServiceKey};
 use crate::output::{say, table};
 use crate::state::{Change, Instance};
-
-const IPPROTO_TCP: u8 = 6;
-
-/// A service as users name it: `10.96.0.1:443` or `10.96.0.1:443/tcp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Name(SocketAddr);
-
-impl FromStr for Name {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bare = match text.rsplit_once('/') {
-            Some((bare, "tcp" | "TCP")) => bare,
-            Some((_, other)) => return Err(format!("protocol {other:?}: only tcp is accelerated")),
-            None => text,
-        };
-        match bare.parse::<SocketAddr>() {
-            Ok(addr) if addr.port() > 0 => Ok(Self(addr)),
-            _ => Err(format!(
-                "{text:?} is not VIP:PORT, like 10.96.0.1:443 or [fd00::1]:443"
-            )),
-        }
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/tcp", end(self.0.ip().into(), self.0.port()))
-    }
-}
-
-impl From<Name> for ServiceKey {
-    fn from(Name(addr): Name) -> Self {
-        Self {
-            addr: Addr::from(addr.ip()),
-            port: addr.port(),
-            proto: IPPROTO_TCP,
-            pad: 0,
-        }
-    }
-}
+use crate::words::ServiceName;
 
 /// What can be done with services.
 #[derive(Debug, Subcommand)]
@@ -64,37 +22,45 @@ pub enum Verb {
     Add {
         /// The virtual address
         #[arg(value_name = "VIP:PORT[/tcp]")]
-        service: Name,
+        service: ServiceName,
         /// Accelerate its connections, through any translation
         #[arg(long)]
         accelerate: bool,
     },
-    /// Forget it
-    #[command(visible_alias = "delete")]
+    /// Forget a virtual address
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:  sockaccel service del 10.96.0.1:443"
+    )]
     Del {
         /// The virtual address
         #[arg(value_name = "VIP:PORT[/tcp]")]
-        service: Name,
+        service: ServiceName,
         #[command(flatten)]
         if_exists: IfExists,
     },
-    /// All of them
+    /// All services
     #[command(visible_aliases = ["show", "ls"])]
     List,
-    /// One of them
+    /// One service
+    #[command(after_help = "Example:  sockaccel service get 10.96.0.1:443")]
     Get {
         /// The virtual address
         #[arg(value_name = "VIP:PORT[/tcp]")]
-        service: Name,
+        service: ServiceName,
     },
 }
 
 /// A service, as `list` and `get` show it.
-#[derive(Debug, Serialize)]
-pub(super) struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Row {
+    /// Address and port.
     service: String,
+    /// `tcp`.
     protocol: &'static str,
+    /// Accelerated, not left to the stack.
     accelerate: bool,
+    /// Connections that met this entry.
     connections: u64,
 }
 
@@ -198,27 +164,4 @@ fn to_table(rows: &[Row]) -> String {
             ]
         }),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names() {
-        for (text, expected) in [
-            ("10.96.0.1:443", Some("10.96.0.1:443/tcp")),
-            ("10.96.0.1:443/tcp", Some("10.96.0.1:443/tcp")),
-            ("[fd00::1]:80", Some("[fd00::1]:80/tcp")),
-            ("[::ffff:10.96.0.1]:80", Some("10.96.0.1:80/tcp")),
-            ("10.96.0.1:0", None),
-            ("10.96.0.1:443/udp", None),
-            ("10.96.0.1", None),
-            ("fd00::1:80", None),
-            ("web:80", None),
-        ] {
-            let got = text.parse::<Name>().ok().map(|name| name.to_string());
-            assert_eq!(got.as_deref(), expected, "{text}");
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! `stats`: the counters, once or again and again, for people, scripts and
 //! monitoring systems.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -16,14 +19,14 @@ use super::metrics::to_openmetrics;
 use crate::error::{Error, Result, on};
 use crate::maps::Stats;
 use crate::outcome::{Outcome, REASONS, WHYS};
-use crate::output::{by_name, go_on, table, write};
+use crate::output::{Counts, by_name, go_on, table, write};
 use crate::state::Instance;
 
 /// Options of `stats`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:  sockaccel stats --watch 5
-          sockaccel stats --format openmetrics --output /var/lib/node_exporter/sockaccel.prom")]
+Example:  sockaccel stats --format openmetrics --output /var/lib/node_exporter/sockaccel.prom")]
 pub struct Args {
     /// How to print [default: table, with --json json]
     #[arg(long, value_name = "FORMAT")]
@@ -124,26 +127,63 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         .map_err(|e| on("replace", &path)(e.error))
 }
 
-/// The JSON of `stats`; see sockaccel(8) for what each field means.
-pub fn to_json(stats: &Stats) -> Value {
-    json!({
-        "seen": stats.seen,
-        "enrolled": stats.enrolled(),
-        "enrolled_now": stats.enrolled_now(),
-        "paired": stats.paired,
-        "ejected": by_name(&stats.ejected, REASONS),
-        "skipped": by_name(&stats.skipped, REASONS),
-        "redirected_messages": stats.redirected_messages,
-        "redirected_bytes": stats.redirected_bytes,
-        "stack_messages": stats.stack_messages,
-        "stack_bytes": stats.stack_bytes,
-        "stack_reasons": by_name(&stats.stack_why, WHYS),
-        "promotions": stats.promotions,
-        "demotions": by_name(&stats.demoted_why, WHYS),
-        "demotions_in_company": stats.hard_cap,
-        "refused_options": stats.refused_options,
-        "events_lost": stats.events_lost,
-    })
+/// The counters.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Counters {
+    /// Sockets that became ESTABLISHED in an enabled cgroup.
+    seen: u64,
+    /// Of these, enrolled and not ejected since.
+    enrolled: u64,
+    /// Of these, open.
+    enrolled_now: u64,
+    /// Sockets that found their peer.
+    paired: u64,
+    /// Sockets taken out again, by reason.
+    ejected: Counts,
+    /// Sockets never enrolled, by reason.
+    skipped: Counts,
+    /// Messages handed straight to their receiver.
+    redirected_messages: u64,
+    /// Their bytes.
+    redirected_bytes: u64,
+    /// Messages of enrolled sockets that went by the stack.
+    stack_messages: u64,
+    /// Their bytes.
+    stack_bytes: u64,
+    /// Messages on the stack, by reason.
+    stack_reasons: Counts,
+    /// Directions that went from stack to redirect.
+    promotions: u64,
+    /// Directions that went back, by reason.
+    demotions: Counts,
+    /// Of these, at the hard cap with several senders.
+    demotions_in_company: u64,
+    /// Calls of setsockopt(2) refused.
+    refused_options: u64,
+    /// Events that came faster than `events` read them.
+    events_lost: u64,
+}
+
+/// The counters, as JSON has them.
+pub fn to_json(stats: &Stats) -> Counters {
+    Counters {
+        seen: stats.seen,
+        enrolled: stats.enrolled(),
+        enrolled_now: stats.enrolled_now(),
+        paired: stats.paired,
+        ejected: by_name(&stats.ejected, REASONS),
+        skipped: by_name(&stats.skipped, REASONS),
+        redirected_messages: stats.redirected_messages,
+        redirected_bytes: stats.redirected_bytes,
+        stack_messages: stats.stack_messages,
+        stack_bytes: stats.stack_bytes,
+        stack_reasons: by_name(&stats.stack_why, WHYS),
+        promotions: stats.promotions,
+        demotions: by_name(&stats.demoted_why, WHYS),
+        demotions_in_company: stats.hard_cap,
+        refused_options: stats.refused_options,
+        events_lost: stats.events_lost,
+    }
 }
 
 /// One line of the table.
@@ -220,12 +260,12 @@ fn watch(context: &Context, interval: Duration, format: Format) -> Result<()> {
         let passed = now - at;
         let text = match format {
             Format::Json => {
-                let told = json!({
-                    "time": timestamp(SystemTime::now()),
-                    "seconds": passed.as_secs_f64(),
-                    "stats": to_json(&stats),
-                    "change": difference(&to_json(&before), &to_json(&stats)),
-                });
+                let told = Watched {
+                    time: timestamp(SystemTime::now()),
+                    seconds: passed.as_secs_f64(),
+                    stats: to_json(&stats),
+                    change: difference(&json!(to_json(&before)), &json!(to_json(&stats))),
+                };
                 format!("{}\n", context.output.to_json(&told)?)
             }
             _ if terminal => screen(&changes(&before, &stats, passed)),
@@ -238,6 +278,29 @@ fn watch(context: &Context, interval: Duration, format: Format) -> Result<()> {
         next = (next + interval).max(now);
     }
     Ok(())
+}
+
+/// What `--watch` prints each time.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Watched {
+    /// When these were the counters.
+    time: String,
+    /// Since the time before.
+    seconds: f64,
+    /// The counters.
+    stats: Counters,
+    /// The same fields with what has changed.
+    #[schemars(with = "BTreeMap<String, Change>")]
+    change: Value,
+}
+
+/// A difference, or one for each reason.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Change {
+    Count(i64),
+    ByReason(BTreeMap<String, i64>),
 }
 
 /// From the upper left corner, over what is there, as much as fits.

@@ -1,6 +1,9 @@
 //! `status`: whether it runs, and why connections are not accelerated.
 
-use serde_json::{Value, json};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::reasons::{self, Reason, TOP};
 use super::{Context, disable, stats};
@@ -8,7 +11,7 @@ use crate::doctor::Risk;
 use crate::error::Result;
 use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
 use crate::maps::{Stats, sockets};
-use crate::state::{self, Attached, Instance, cgroup};
+use crate::state::{self, Attached, Instance, Observer, cgroup};
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
@@ -18,20 +21,21 @@ pub fn run(context: &Context) -> Result<()> {
     let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = reasons::top(&counters);
-    let value = json!({
-        "instance": instance.name(),
-        "enabled": config.enabled != 0,
-        "programs": programs(&config),
-        "draining": draining.to_json(),
-        "cgroups": attached.iter().map(cgroup_json).collect::<Vec<_>>(),
-        "scope": scope(&config),
-        "blocking_readers": blocking(&config),
-        "max_sockets": instance.max_sockets()?,
-        "splice_observer": instance.observer(),
-        "allowed_risks": Risk::from_bits(config.allow).collect::<Vec<_>>(),
-        "stats": stats::to_json(&counters),
-        "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
-    });
+    let value = State {
+        instance: instance.name(),
+        enabled: config.enabled != 0,
+        unfinished_apply: config.changing % 2 == 1,
+        programs: programs(&config),
+        draining: draining.state(),
+        cgroups: attached.iter().map(CgroupState::from).collect(),
+        scope: scope(&config),
+        blocking_readers: blocking(&config),
+        max_sockets: instance.max_sockets()?,
+        splice_observer: instance.observer(),
+        allowed_risks: Risk::from_bits(config.allow).collect(),
+        stats: stats::to_json(&counters),
+        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+    };
     context.output.print(&value, || {
         to_text(
             &instance,
@@ -66,11 +70,11 @@ impl Draining {
         })
     }
 
-    fn to_json(&self) -> Value {
-        json!({
-            "cgroups": self.cgroups.iter().map(cgroup_json).collect::<Vec<_>>(),
-            "sockets": self.sockets.iter().map(disable::to_json).collect::<Vec<_>>(),
-        })
+    fn state(&self) -> DrainState {
+        DrainState {
+            cgroups: self.cgroups.iter().map(CgroupState::from).collect(),
+            sockets: self.sockets.iter().map(disable::Waiting::from).collect(),
+        }
     }
 
     fn lines(&self) -> Vec<String> {
@@ -94,8 +98,13 @@ impl Draining {
     }
 }
 
-fn cgroup_json(cgroup: &Attached) -> Value {
-    json!({ "id": cgroup.id.to_string(), "path": cgroup.path })
+impl From<&Attached> for CgroupState {
+    fn from(cgroup: &Attached) -> Self {
+        Self {
+            id: cgroup.id.to_string(),
+            path: cgroup.path.clone(),
+        }
+    }
 }
 
 fn cgroup_text(cgroup: &Attached) -> String {
@@ -112,6 +121,54 @@ fn programs(config: &Config) -> &'static str {
         build if build == state::build() => "current",
         _ => "other",
     }
+}
+
+/// What runs, and why connections are not accelerated.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct State<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False while it is set up or taken down.
+    enabled: bool,
+    /// An apply was killed half-way.
+    unfinished_apply: bool,
+    /// Whose programs run: `current`, this command's; `other`, or `mixed` after an
+    /// upgrade that was killed.
+    programs: &'a str,
+    /// What is on its way out.
+    draining: DrainState,
+    /// The cgroups it is attached to.
+    cgroups: Vec<CgroupState>,
+    /// `local` or `endpoints`.
+    scope: &'a str,
+    /// `skip` or `accelerate`.
+    blocking_readers: &'a str,
+    /// Sockets that can be enrolled at one time.
+    max_sockets: u32,
+    /// How calls of splice(2) are seen: `tracepoint` or `fentry`; null where its pin is gone.
+    splice_observer: Option<Observer>,
+    /// Risks accepted.
+    allowed_risks: Vec<Risk>,
+    /// As `stats` prints them.
+    stats: stats::Counters,
+    /// The most frequent reasons.
+    not_accelerated: Vec<reasons::Counted>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct DrainState {
+    /// The cgroups whose sockets leave.
+    cgroups: Vec<CgroupState>,
+    /// The sockets that have not left yet.
+    sockets: Vec<disable::Waiting>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct CgroupState {
+    /// In the kernel.
+    id: String,
+    /// Null when it was removed.
+    path: Option<PathBuf>,
 }
 
 fn scope(config: &Config) -> &'static str {
@@ -154,6 +211,11 @@ fn to_text(
     )];
     lines.extend(attached.iter().map(cgroup_text));
     lines.extend(draining.lines());
+    if config.changing % 2 == 1 {
+        lines.push(
+            "an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE".to_owned(),
+        );
+    }
     match programs(config) {
         "mixed" => lines.push(
             "an upgrade did not come to its end\n  To finish it:  sockaccel upgrade".to_owned(),

@@ -30,6 +30,7 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_timer_init;
 use libbpf_rs::libbpf_sys::BPF_FUNC_timer_set_callback;
 use libbpf_rs::libbpf_sys::BPF_FUNC_timer_start;
 use libbpf_rs::libbpf_sys::bpf_func_id;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::Serializer;
 
@@ -39,7 +40,7 @@ use crate::sys;
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// One piece, and whether it is there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Feature {
     /// What it is.
     #[serde(flatten)]
@@ -51,7 +52,7 @@ pub struct Feature {
 }
 
 /// Answer of one probe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// The kernel has it.
@@ -63,7 +64,7 @@ pub enum State {
 }
 
 /// Something a kernel may have or lack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Piece {
     /// The kernel's own types, which the programs are fitted to when loaded.
@@ -72,6 +73,7 @@ pub enum Piece {
     Program {
         /// Type, in JSON by its name in bpftool(8).
         #[serde(rename = "name", serialize_with = "program_name")]
+        #[schemars(with = "String")]
         program: ProgramType,
     },
     /// An iterator over kernel objects.
@@ -83,6 +85,7 @@ pub enum Piece {
     Map {
         /// Type, in JSON by its name in bpftool(8).
         #[serde(rename = "name", serialize_with = "map_name")]
+        #[schemars(with = "String")]
         map: MapType,
     },
     /// A helper function, for programs of one type.
@@ -94,6 +97,7 @@ pub enum Piece {
         id: bpf_func_id,
         /// The caller's type, in JSON by its name in bpftool(8).
         #[serde(serialize_with = "program_name")]
+        #[schemars(with = "String")]
         program: ProgramType,
     },
 }

@@ -28,13 +28,14 @@ use nix::poll::PollTimeout;
 use nix::poll::poll;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::map;
 use crate::sys;
 
 /// What the probe found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum Fionread {
     /// It says how many bytes wait.

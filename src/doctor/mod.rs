@@ -21,6 +21,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use features::Feature;
@@ -43,7 +44,7 @@ use versions::Severity;
 use crate::state::Place;
 
 /// Every probe's result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Report {
     /// The kernel that runs.
     pub kernel: Kernel,
@@ -126,7 +127,7 @@ pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refu
 }
 
 /// All that `doctor` found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Diagnosis {
     /// The worst of all results.
     pub result: Verdict,

@@ -6,13 +6,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde::Serialize;
 
 /// Environment variable with names of accepted risks, separated by commas.
 pub const VARIABLE: &str = "SOCKACCEL_ALLOW";
 
 /// Something that makes `enable` refuse unless it is allowed by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Risk {
     /// FIONREAD does not count what waits on an enrolled socket.

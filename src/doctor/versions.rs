@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 
 use nix::sys::utsname::uname;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::Serializer;
 
@@ -27,7 +28,7 @@ const fn version(major: u32, minor: u32, patch: u32) -> Version {
 }
 
 /// What to do about a bug.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Enable only if the administrator allows it by name.
@@ -37,7 +38,7 @@ pub enum Severity {
 }
 
 /// A bug that stable releases have fixed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Bug {
     /// What to do about it.
     pub severity: Severity,
@@ -48,6 +49,7 @@ pub struct Bug {
     /// First release without it in each stable series, ascending. Series
     /// between them never got the fix, those after the last have had it always.
     #[serde(rename = "fixed_in")]
+    #[schemars(with = "Vec<String>")]
     pub fixed: &'static [Version],
 }
 
@@ -80,11 +82,12 @@ pub const BUGS: &[Bug] = &[
 ];
 
 /// A kernel by its names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Kernel {
     /// As `uname -r` prints it.
     pub release: String,
     /// The stable release it is based on, as far as its names tell.
+    #[schemars(with = "Option<String>")]
     pub version: Option<Version>,
     /// The names hide which stable release of the series it is based on.
     pub level_hidden: bool,

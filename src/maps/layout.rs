@@ -225,7 +225,20 @@ pub struct Endpoint {
 }
 
 /// `struct sa_cidr`: key of the longest-prefix tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct Cidr {
@@ -235,7 +248,20 @@ pub struct Cidr {
 }
 
 /// `struct sa_service_key`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct ServiceKey {
@@ -256,7 +282,20 @@ pub struct Service {
 }
 
 /// `struct sa_policy_key`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 #[allow(missing_docs)]
 pub struct PolicyKey {
@@ -298,7 +337,7 @@ pub struct Config {
     pub layout: u32,
     pub enabled: u32,
     pub generation: u32,
-    pub reserved: u32,
+    pub changing: u32,
     pub scope: u32,
     pub blocking: u32,
     pub budget_messages: u32,

@@ -1,11 +1,12 @@
 //! What the user sees: tables for people, JSON for scripts.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use serde::Serialize;
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
@@ -172,14 +173,23 @@ fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Counters by name, an object in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(transparent)]
+pub struct Counts(#[schemars(with = "BTreeMap<String, u64>")] Vec<(&'static str, u64)>);
+
+impl Serialize for Counts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
+    }
+}
+
 /// An object of counters by name, those that are 0 left out.
-pub fn by_name(counts: &[u64], names: &[crate::outcome::Outcome]) -> Value {
-    Value::Object(
-        counts
-            .iter()
-            .zip(names)
-            .filter(|(count, _)| **count > 0)
-            .map(|(count, outcome)| (outcome.name.to_owned(), Value::from(*count)))
+pub fn by_name(counts: &[u64], names: &[crate::outcome::Outcome]) -> Counts {
+    let above_0 = counts.iter().zip(names).filter(|(count, _)| **count > 0);
+    Counts(
+        above_0
+            .map(|(count, outcome)| (outcome.name, *count))
             .collect(),
     )
 }

@@ -12,7 +12,9 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
 use super::drain::draining_dir;
+use super::filters::Filters;
 use super::observer::Observer;
+use super::tables::Tables;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
@@ -68,7 +70,7 @@ pub struct Settings {
     /// Ports with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; replaces when not empty.
     pub ports: Vec<(u16, u8)>,
     /// Networks with `FILTER_INCLUDE` or `FILTER_EXCLUDE`; likewise.
-    pub cidrs: Vec<(ipnet::IpNet, u8)>,
+    pub cidrs: Vec<(Cidr, u8)>,
     /// For tests: transitions in company.
     pub without_company_rule: bool,
     /// For tests: no splice observer.
@@ -118,6 +120,7 @@ impl Instance {
     pub fn open_to_write(place: &Place) -> Result<Self> {
         let instance = Self::open_to_remove(place)?;
         instance.check_layout()?;
+        instance.check_whole()?;
         // For a writer that was killed after its change and before this.
         instance.bump_generation()?;
         Ok(instance)
@@ -163,7 +166,8 @@ impl Instance {
             instance.check_layout()?;
             return instance.extend(&cgroups, settings);
         }
-        Self::make(place, lock, &cgroups, settings).map(|()| Change::Done)
+        Self::make(place, lock, &cgroups, settings, &Tables::default())?;
+        Ok(Change::Done)
     }
 
     /// Enables an instance that must not be there yet.
@@ -175,12 +179,19 @@ impl Instance {
                 place.instance
             )));
         }
-        Self::make(place, lock, &[cgroup], settings)
+        Self::make(place, lock, &[cgroup], settings, &Tables::default())
     }
 
-    fn make(place: &Place, lock: Lock, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
+    /// Builds a new one and switches it on.
+    pub(super) fn make(
+        place: &Place,
+        lock: Lock,
+        cgroups: &[&Cgroup],
+        settings: &Settings,
+        tables: &Tables,
+    ) -> Result<()> {
         let building = place.building();
-        let made = build(&building, cgroups, settings)
+        let made = build(&building, cgroups, settings, tables)
             .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
@@ -188,12 +199,17 @@ impl Instance {
             place.remove_base_if_empty();
             return Err(error);
         }
-        let instance = Self {
-            place: place.clone(),
-            _lock: lock,
-        };
+        let instance = Self::locked(place, lock);
         instance.reconcile()?;
         instance.change_config(|config| config.enabled = 1)
+    }
+
+    /// With the lock on all instances.
+    pub(super) fn locked(place: &Place, lock: Lock) -> Self {
+        Self {
+            place: place.clone(),
+            _lock: lock,
+        }
     }
 
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
@@ -213,6 +229,34 @@ impl Instance {
             // A `disable` that was killed half way had detached it.
             attach_skmsg(&dir)?;
         }
+        let mut change = self.attach(cgroups)?;
+        let from = self.filters(&old)?;
+        let mut to = Filters::new(&settings.ports, &settings.cidrs);
+        if settings.ports.is_empty() {
+            to.ports.clone_from(&from.ports);
+            to.port_includes = from.port_includes;
+        }
+        if settings.cidrs.is_empty() {
+            to.cidrs.clone_from(&from.cidrs);
+            to.cidr_includes = from.cidr_includes;
+        }
+        self.change_filters(&from, &to)?;
+        self.change_config(|config| {
+            apply(config, settings);
+            config.enabled = 1;
+            if *config != old {
+                change = Change::Done;
+                // Live directions look again: the scope is theirs, too.
+                config.generation = config.generation.wrapping_add(1);
+            }
+        })?;
+        self.settle()?;
+        Ok(change)
+    }
+
+    /// Attaches to those of these cgroups that are not, also to those that drain.
+    pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<Change> {
+        let dir = self.dir();
         let before = self.attached()?;
         let (back, new): (Vec<&Cgroup>, Vec<&Cgroup>) = cgroups
             .iter()
@@ -224,24 +268,58 @@ impl Instance {
             let pins = draining_dir(self, cgroup.id);
             fs::rename(&pins, cgroup_dir(&dir, cgroup.id)).map_err(on("rename", &pins))?;
         }
-        let mut change = if new.is_empty() && back.is_empty() {
-            Change::Nothing
-        } else {
-            Change::Done
-        };
-        write_filters(&dir, settings)?;
-        self.change_config(|config| {
-            apply(config, settings);
-            config.enabled = 1;
-            if *config != old {
-                change = Change::Done;
-                // Live directions look again: the scope is theirs, too.
-                config.generation = config.generation.wrapping_add(1);
-            }
-        })?;
+        if new.is_empty() && back.is_empty() {
+            return Ok(Change::Nothing);
+        }
+        Ok(Change::Done)
+    }
+
+    /// One cgroup's sockets are to leave: enrols nothing more there. [`Self::settle`]
+    /// takes out what it can.
+    pub(super) fn retire_cgroup(&self, id: u64) -> Result<()> {
+        let pins = cgroup_dir(&self.dir(), id);
+        fs::rename(&pins, draining_dir(self, id)).map_err(on("rename", &pins))
+    }
+
+    /// After cgroups have come or gone.
+    pub(super) fn settle(&self) -> Result<()> {
         self.reconcile()?;
-        self.keep()?;
-        Ok(change)
+        self.keep()
+    }
+
+    /// The filters, as they are in the maps.
+    pub(super) fn filters(&self, config: &Config) -> Result<Filters> {
+        Filters::read(
+            &self.dir(),
+            config.port_includes != 0,
+            config.cidr_includes != 0,
+        )
+    }
+
+    /// Under traffic: see [`super::filters`].
+    pub(super) fn change_filters(&self, from: &Filters, to: &Filters) -> Result<()> {
+        if from == to {
+            return Ok(());
+        }
+        let both = from.both(to);
+        self.step(from, &both)?;
+        self.step_from_both(&both, to)
+    }
+
+    /// The second half of it.
+    pub(super) fn step_from_both(&self, both: &Filters, to: &Filters) -> Result<()> {
+        let keeping = to.keeping(both);
+        self.step(both, &keeping)?;
+        self.step(&keeping, to)
+    }
+
+    /// First the entries, then what is not among them.
+    pub(super) fn step(&self, from: &Filters, to: &Filters) -> Result<()> {
+        to.write(from, &self.dir())?;
+        self.change_config(|config| {
+            config.port_includes = u32::from(to.port_includes);
+            config.cidr_includes = u32::from(to.cidr_includes);
+        })
     }
 
     /// Detaches and unpins. What is still in the table of sockets stays there:
@@ -330,7 +408,19 @@ impl Instance {
         write_config(&self.dir(), &config)
     }
 
-    fn check_layout(&self) -> Result<()> {
+    /// Fails when an `apply` was killed half-way: its tables are neither the old
+    /// ones nor the new ones, and only another `apply` knows what they should be.
+    fn check_whole(&self) -> Result<()> {
+        if self.config()?.changing.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "an apply to instance {} was killed half-way: its tables hold parts of what was and of what should be,\n  and new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE   (sockaccel export shows what is there now)",
+            self.place.instance
+        )))
+    }
+
+    pub(super) fn check_layout(&self) -> Result<()> {
         let config = self.config()?;
         if config.layout == LAYOUT {
             return Ok(());
@@ -343,7 +433,7 @@ impl Instance {
 }
 
 /// Loads the programs and pins everything below `dir`, switched off.
-fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
+fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) -> Result<()> {
     fs::create_dir(dir).map_err(|e| on("create", dir)(e).hint(BPFFS_HINT))?;
     let mut storage = MaybeUninit::uninit();
     let mut open = skel::SockaccelSkelBuilder::default()
@@ -388,7 +478,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings) -> Result<()> {
     };
     apply(&mut config, settings);
     write_config(dir, &config)?;
-    write_filters(dir, settings)?;
+    Filters::new(&settings.ports, &settings.cidrs).write(&Filters::default(), dir)?;
+    tables.write(dir)?;
 
     set_verdict(dir)?;
     attach_skmsg(dir)?;
@@ -445,32 +536,6 @@ fn apply(config: &mut Config, settings: &Settings) {
     if !settings.cidrs.is_empty() {
         config.cidr_includes = u32::from(settings.cidrs.iter().any(|c| c.1 == FILTER_INCLUDE));
     }
-}
-
-/// Replaces the filters of each kind that is given.
-fn write_filters(dir: &Path, settings: &Settings) -> Result<()> {
-    if !settings.ports.is_empty() {
-        let ports: Table<u32, u8> = Table::open(dir, "sa_ports")?;
-        let mut all = vec![0_u8; 1 << 16];
-        for (port, filter) in &settings.ports {
-            all[usize::from(*port)] = *filter;
-        }
-        for (port, filter) in (0_u32..).zip(&all) {
-            if ports.get(&port)? != Some(*filter) {
-                ports.set(&port, filter)?;
-            }
-        }
-    }
-    if !settings.cidrs.is_empty() {
-        let cidrs: Table<Cidr, u32> = Table::open(dir, "sa_cidrs")?;
-        for (key, _) in cidrs.entries()? {
-            cidrs.remove(&key)?;
-        }
-        for (net, filter) in &settings.cidrs {
-            cidrs.set(&Cidr::from(*net), &u32::from(*filter))?;
-        }
-    }
-    Ok(())
 }
 
 impl From<ipnet::IpNet> for Cidr {

@@ -5,12 +5,13 @@ use std::path::Path;
 use clap::ValueEnum;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::Func;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::sys::probe;
 
 /// How an instance learns which sockets programs splice(2) from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Observer {
     /// At the entry of the system call splice(2).

@@ -6,7 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::cli::reasons;
 use crate::error::{Error, Result};
@@ -109,6 +110,27 @@ pub struct Figures {
     stats: Option<Stats>,
 }
 
+/// The figures, as JSON has them.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ByName {
+    /// Redirected bytes among those of enrolled sockets, 0 to 1.
+    redirected_share: f64,
+    /// Bytes sent past the stack.
+    redirected_bytes: u64,
+    /// Messages.
+    redirected_messages: u64,
+    /// Bytes of enrolled sockets that went by the stack.
+    stack_bytes: u64,
+    /// Messages.
+    stack_messages: u64,
+    /// Sockets.
+    enrolled: u64,
+    /// Sockets that found their peer.
+    paired: u64,
+    /// Sockets skipped or ejected; null with `--for`.
+    skipped: Option<u64>,
+}
+
 impl Figures {
     /// Of the instance, or of some of its open sockets.
     pub fn read(instance: &Instance, whose: Option<&Whose>) -> Result<Self> {
@@ -185,17 +207,18 @@ impl Figures {
     }
 
     /// By name.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "redirected_share": self.value(Figure::RedirectedShare),
-            "redirected_bytes": self.redirected_bytes,
-            "redirected_messages": self.redirected_messages,
-            "stack_bytes": self.stack_bytes,
-            "stack_messages": self.stack_messages,
-            "enrolled": self.enrolled,
-            "paired": self.paired,
-            "skipped": self.stats.as_ref().map(|stats| reasons::kept_out(stats).iter().sum::<u64>()),
-        })
+    pub fn to_json(&self) -> ByName {
+        let kept_out = |stats| reasons::kept_out(stats).iter().sum();
+        ByName {
+            redirected_share: self.value(Figure::RedirectedShare),
+            redirected_bytes: self.redirected_bytes,
+            redirected_messages: self.redirected_messages,
+            stack_bytes: self.stack_bytes,
+            stack_messages: self.stack_messages,
+            enrolled: self.enrolled,
+            paired: self.paired,
+            skipped: self.stats.as_ref().map(kept_out),
+        }
     }
 }
 

@@ -7,16 +7,18 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
+use schemars::JsonSchema;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::Context;
-use super::reasons::{self, Reason};
+use super::reasons::{self, Counted, Reason};
 use crate::error::{Error, Result};
 use crate::outcome::REASONS;
 use crate::output::table;
 use crate::state::Instance;
 use claim::{Comparison, duration};
-use figures::{Figure, Figures, Whose};
+use figures::{ByName, Figure, Figures, Whose};
 
 /// Between two looks while waiting.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -27,21 +29,21 @@ const NOT_HELD: u8 = 5;
 /// Options of `assert`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-CMP is one of >= > <= < = != and a number, with K, M, G (powers of 1024) or %, like '>=90%' or '>=1M'.
-Options may be repeated; all must hold. Exit status: 5 when they do not, 4 when it is not enabled.
+CMP is one of >= > <= < = != and a number, with K, M, G or %, like '>=90%'.
+Options may be repeated; all must hold, or the exit status is 5.
 
 Example:  sockaccel assert --redirected-share '>=0.9' --no-skipped any --within 5s")]
 pub struct Args {
     #[command(flatten)]
     claims: Claims,
-    /// No socket was skipped or ejected for this reason; `any` is every reason
+    /// None skipped or ejected for this, or `any`
     #[arg(long, value_name = "REASON", value_delimiter = ',', conflicts_with = "whose",
           hide_possible_values = true, value_parser = reason_names())]
     no_skipped: Vec<String>,
-    /// Only open sockets of this server PORT, of the processes in a CGROUP (a path), or of pid:PID
+    /// Open sockets of PORT, cgroup PATH, pid:PID
     #[arg(long = "for", value_name = "WHOSE")]
     whose: Option<Whose>,
-    /// Wait so long for it to hold, like 5s, 500ms or 1m
+    /// Wait so long for it to hold, like 5s
     #[arg(long, value_name = "TIME", value_parser = duration)]
     within: Option<Duration>,
 }
@@ -69,21 +71,21 @@ macro_rules! claims {
 }
 
 claims! {
-    /// Share of the bytes sent by enrolled sockets that were redirected, 0 where none were sent
+    /// Share of the bytes of enrolled sockets
     redirected_share: RedirectedShare,
     /// Bytes redirected
     redirected_bytes: RedirectedBytes,
     /// Messages redirected
     redirected_messages: RedirectedMessages,
-    /// Bytes of enrolled sockets that went by the stack
+    /// Bytes of enrolled sockets on the stack
     stack_bytes: StackBytes,
-    /// Messages of enrolled sockets that went by the stack
+    /// Messages of enrolled sockets on the stack
     stack_messages: StackMessages,
-    /// Sockets enrolled and not ejected, closed ones included
+    /// Sockets enrolled, not ejected; also closed
     enrolled: Enrolled,
     /// Sockets that found their peer
     paired: Paired,
-    /// Sockets skipped or ejected, for whatever reason
+    /// Sockets skipped or ejected
     skipped: Skipped,
 }
 
@@ -97,12 +99,40 @@ fn reason_names() -> PossibleValuesParser {
 }
 
 /// What one claim came to.
-#[derive(Debug)]
-struct Finding {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Finding {
+    /// Which figure, and of `--no-skipped` the reason.
     figure: String,
+    /// How it should be.
     wanted: String,
+    /// What it is.
+    #[serde(serialize_with = "as_number")]
     value: f64,
+    /// Whether it is so.
     holds: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn as_number<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+    number(*value).serialize(to)
+}
+
+/// What all claims came to.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Outcome<'a> {
+    /// All claims hold.
+    holds: bool,
+    /// Whose sockets count; null: all of the instance.
+    #[serde(rename = "for")]
+    whose: Option<String>,
+    /// With `--within`: until it held, or the time was over.
+    waited_seconds: f64,
+    /// Each of them.
+    claims: &'a [Finding],
+    /// All figures.
+    figures: ByName,
+    /// The most frequent reasons; empty with `--for`.
+    not_accelerated: Vec<Counted>,
 }
 
 /// Runs `assert`.
@@ -168,19 +198,14 @@ fn tell(
 ) -> Result<()> {
     let holds = findings.iter().all(|finding| finding.holds);
     let reasons = figures.stats().map(reasons::top).unwrap_or_default();
-    let value = json!({
-        "holds": holds,
-        "for": args.whose.as_ref().map(ToString::to_string),
-        "waited_seconds": waited.as_secs_f64(),
-        "claims": findings.iter().map(|finding| json!({
-            "figure": finding.figure,
-            "wanted": finding.wanted,
-            "value": number(finding.value),
-            "holds": finding.holds,
-        })).collect::<Vec<_>>(),
-        "figures": figures.to_json(),
-        "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
-    });
+    let value = Outcome {
+        holds,
+        whose: args.whose.as_ref().map(ToString::to_string),
+        waited_seconds: waited.as_secs_f64(),
+        claims: findings,
+        figures: figures.to_json(),
+        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+    };
     context.output.print(&value, || {
         table(
             &["figure", "wanted", "value", "holds"],

@@ -5,7 +5,8 @@ mod rules;
 
 use std::net::SocketAddr;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
 use super::addr::end;
@@ -15,7 +16,7 @@ use crate::outcome::REASONS;
 use crate::output::say;
 use crate::state::{Instance, process};
 use find::{Connection, End, Look, Wanted, canonical, find};
-use rules::{Direction, Seen, Setting};
+use rules::{Direction, Rule, Seen, Setting};
 
 /// Options of `explain`.
 #[derive(Debug, clap::Args)]
@@ -89,11 +90,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         .into_iter()
         .map(|connection| explain(&setting, connection))
         .collect::<Result<Vec<_>>>()?;
-    let value = json!({
-        "instance": instance.name(),
-        "connections": explained.iter().map(to_json).collect::<Vec<_>>(),
-        "more": found.more,
-    });
+    let value = Explanations {
+        instance: instance.name(),
+        connections: explained.iter().map(ConnectionRow::new).collect(),
+        more: found.more,
+    };
     context.output.print(&value, || {
         let mut text: Vec<String> = explained.iter().map(to_text).collect();
         if found.more > 0 {
@@ -156,51 +157,142 @@ fn ends(explained: &Explained) -> impl Iterator<Item = (&End, Option<&Look>)> {
         .filter_map(|(end, look)| Some((end?, look.as_ref())))
 }
 
-fn to_json(explained: &Explained) -> Value {
-    json!({
-        "ends": ends(explained).map(|(end, look)| end_json(end, look)).collect::<Vec<_>>(),
-        "directions": ends(explained)
-            .zip(&explained.directions)
-            .map(|((end, _), direction)| direction_json(end, direction))
-            .collect::<Vec<_>>(),
-    })
+/// What was found.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Explanations<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// Each connection.
+    connections: Vec<ConnectionRow<'a>>,
+    /// Connections beyond the limit.
+    more: usize,
 }
 
-fn end_json(end: &End, look: Option<&Look>) -> Value {
-    let reason = end.record.map_or(0, |sock| match sock.skipped {
-        0 => sock.ejected,
-        skipped => skipped,
-    });
-    json!({
-        "cookie": end.cookie.to_string(),
-        "local": end.local.to_string(),
-        "remote": end.remote.to_string(),
-        "role": end.role().map(|active| if active { "active" } else { "passive" }),
-        "pid": end.pid(),
-        "command": end.pid().and_then(process::name),
-        "cgroup": look.and_then(|look| look.cgroup.as_ref()),
-        "nonblocking": look.map(|look| look.nonblocking),
-        "options": look.map(|look| &look.options),
-        "seen": end.record.is_some(),
-        "enrolled": end.enrolled.is_some(),
-        "reason": REASONS.get(reason as usize).filter(|_| reason != 0).map(|reason| reason.name),
-    })
+/// A connection, the client's end first where that is known.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ConnectionRow<'a> {
+    /// Both, as far as they are known.
+    ends: Vec<EndRow<'a>>,
+    /// From each of them.
+    directions: Vec<DirectionRow<'a>>,
 }
 
-fn direction_json(from: &End, direction: &Direction) -> Value {
-    let sock = from.record;
-    json!({
-        "from": from.local.to_string(),
-        "to": from.remote.to_string(),
-        "accelerated": direction.accelerated,
-        "why": direction.why,
-        "path": from.enrolled.and(sock).map(|sock| if sock.path == PATH_REDIRECT { "redirect" } else { "stack" }),
-        "redirected_messages": sock.map(|sock| sock.redirected_messages),
-        "redirected_bytes": sock.map(|sock| sock.redirected_bytes),
-        "stack_messages": sock.map(|sock| sock.stack_messages),
-        "stack_bytes": sock.map(|sock| sock.stack_bytes),
-        "rules": direction.rules.iter().map(rules::Rule::to_json).collect::<Vec<_>>(),
-    })
+#[derive(Debug, Serialize, JsonSchema)]
+struct EndRow<'a> {
+    /// Of the socket, unique for the boot.
+    cookie: String,
+    /// Own address and port.
+    local: SocketAddr,
+    /// The other end's, as this one sees it.
+    remote: SocketAddr,
+    /// `active` connected, `passive` accepted; null where nothing tells.
+    role: Option<&'a str>,
+    /// Of a process that has it open.
+    pid: Option<u32>,
+    /// The name of that process.
+    command: Option<String>,
+    /// Path of the cgroup that it belongs to.
+    cgroup: Option<&'a str>,
+    /// It does not block.
+    nonblocking: Option<bool>,
+    /// Options that keep it on the stack.
+    options: Option<&'a [&'static str]>,
+    /// It became ESTABLISHED in an enabled cgroup.
+    seen: bool,
+    /// It is enrolled now.
+    enrolled: bool,
+    /// Why it was skipped or ejected.
+    reason: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct DirectionRow<'a> {
+    /// Address and port of the sender.
+    from: SocketAddr,
+    /// Of the receiver.
+    to: SocketAddr,
+    /// Is what is sent now redirected?
+    accelerated: bool,
+    /// The whole answer in a sentence.
+    why: &'a str,
+    /// `stack` or `redirect`; null where it is not enrolled.
+    path: Option<&'a str>,
+    /// Sent past the stack.
+    redirected_messages: Option<u64>,
+    /// Their bytes.
+    redirected_bytes: Option<u64>,
+    /// Sent by the stack.
+    stack_messages: Option<u64>,
+    /// Their bytes.
+    stack_bytes: Option<u64>,
+    /// Every rule that decides, in its order.
+    rules: &'a [Rule],
+}
+
+impl<'a> ConnectionRow<'a> {
+    fn new(explained: &'a Explained) -> Self {
+        let directions = ends(explained).zip(&explained.directions);
+        Self {
+            ends: ends(explained)
+                .map(|(end, look)| EndRow::new(end, look))
+                .collect(),
+            directions: directions
+                .map(|((end, _), direction)| DirectionRow::new(end, direction))
+                .collect(),
+        }
+    }
+}
+
+impl<'a> EndRow<'a> {
+    fn new(end: &End, look: Option<&'a Look>) -> Self {
+        let reason = end.record.map_or(0, |sock| match sock.skipped {
+            0 => sock.ejected,
+            skipped => skipped,
+        });
+        Self {
+            cookie: end.cookie.to_string(),
+            local: end.local,
+            remote: end.remote,
+            role: end
+                .role()
+                .map(|active| if active { "active" } else { "passive" }),
+            pid: end.pid(),
+            command: end.pid().and_then(process::name),
+            cgroup: look.and_then(|look| look.cgroup.as_deref()),
+            nonblocking: look.map(|look| look.nonblocking),
+            options: look.map(|look| &*look.options),
+            seen: end.record.is_some(),
+            enrolled: end.enrolled.is_some(),
+            reason: REASONS
+                .get(reason as usize)
+                .filter(|_| reason != 0)
+                .map(|reason| reason.name),
+        }
+    }
+}
+
+impl<'a> DirectionRow<'a> {
+    fn new(from: &End, direction: &'a Direction) -> Self {
+        let sock = from.record;
+        Self {
+            from: from.local,
+            to: from.remote,
+            accelerated: direction.accelerated,
+            why: &direction.why,
+            path: from.enrolled.and(sock).map(|sock| {
+                if sock.path == PATH_REDIRECT {
+                    "redirect"
+                } else {
+                    "stack"
+                }
+            }),
+            redirected_messages: sock.map(|sock| sock.redirected_messages),
+            redirected_bytes: sock.map(|sock| sock.redirected_bytes),
+            stack_messages: sock.map(|sock| sock.stack_messages),
+            stack_bytes: sock.map(|sock| sock.stack_bytes),
+            rules: &direction.rules,
+        }
+    }
 }
 
 fn to_text(explained: &Explained) -> String {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::find::{End, Look};
 use crate::cli::addr::end;
@@ -14,8 +15,8 @@ use crate::maps::layout::{
 };
 use crate::outcome::{Outcome, REASONS, WHYS};
 use crate::state::{Attached, Instance};
+use crate::words::{IPPROTO_TCP, Verdict};
 
-const IPPROTO_TCP: u8 = 6;
 /// `enum sa_mark`
 const MARK_SPLICING: u32 = 1;
 /// Indices of [`REASONS`].
@@ -24,8 +25,10 @@ const BLOCKING_READER: u32 = 2;
 const FILTERED: u32 = 4;
 
 /// One rule, and what it says of this direction.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Rule {
+    /// Its name.
+    #[serde(rename = "rule")]
     name: &'static str,
     /// Does it allow a redirect? `None` where that cannot be seen.
     pub holds: Option<bool>,
@@ -34,6 +37,7 @@ pub struct Rule {
     /// What would change it; empty when nothing does.
     pub remedy: String,
     /// It is broken because of the other end.
+    #[serde(skip)]
     about_peer: bool,
 }
 
@@ -57,15 +61,6 @@ impl Rule {
             self.remedy = text.into();
         }
         self
-    }
-
-    pub fn to_json(&self) -> Value {
-        json!({
-            "rule": self.name,
-            "holds": self.holds,
-            "evidence": self.evidence,
-            "remedy": self.remedy,
-        })
     }
 
     pub fn to_text(&self) -> String {
@@ -430,7 +425,7 @@ impl Setting<'_> {
             format!(
                 "tier {tier}, {}: {}",
                 policy::describe(&key),
-                policy::verdict(&rule)
+                Verdict(rule.verdict)
             )
         };
         Ok(

@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use super::enable::Tuning;
 use super::{Context, RUN_FAILED};
 use crate::doctor::{self, Fionread, Risk};
-use crate::error::{Error, Result, on};
+use crate::error::{Error, Failure, Result, on};
 use crate::maps::Stats;
 use crate::output::say;
 use crate::state::temporary::{self, Temporary};
 use crate::state::{DEFAULT_INSTANCE, Place};
 use command::Signals;
 use summary::Summary;
+pub use summary::Told;
 
 /// Names the instance to the command, and to every `sockaccel` that it runs.
 pub const VARIABLE: &str = "SOCKACCEL_INSTANCE";
@@ -25,15 +26,15 @@ pub const VARIABLE: &str = "SOCKACCEL_INSTANCE";
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Accelerates only connections of which both ends are in the command: start the server in it, too.
-The command finds the instance in SOCKACCEL_INSTANCE, where sockaccel itself looks for it.
-Exit status: the command's, 128 and the signal that ended it, or as env(1) 125, 126, 127.
+Accelerates only connections of which both ends are in the command.
+It finds the instance in SOCKACCEL_INSTANCE, where sockaccel itself looks for it.
+Exit status: the command's, 128 and a signal, or as env(1) 125, 126, 127.
 
 Example:  sockaccel run -- sh -c 'redis-server --save \"\" & redis-benchmark -q; kill $!'")]
 pub struct Args {
     #[command(flatten)]
     tuning: Tuning,
-    /// Where the summary goes, with --json as JSON [default: standard error]
+    /// Where the summary goes, not standard error
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
     /// The command and its arguments
@@ -46,10 +47,8 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let mut report = Report::open(args)?;
     accelerated(context, args, &mut report).inspect_err(|error| {
         if context.output.json {
-            let value = serde_json::json!({ "error": {
-                "exit_status": error.exit_code(),
-                "message": error.to_string(),
-            }});
+            let message = error.to_string();
+            let value = Failure::new(error.exit_code(), &message);
             // The exit status tells as much.
             let _ = context
                 .output

@@ -1,11 +1,13 @@
 //! What became of the command's connections.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use crate::cli::reasons::{self, Reason};
+use crate::cli::reasons::{self, Counted, Reason};
 use crate::cli::stats;
 use crate::maps::Stats;
 use crate::outcome::REASONS;
@@ -13,6 +15,27 @@ use crate::state::temporary::{Remains, Stale};
 
 /// Processes that are named at most.
 const NAMED: usize = 8;
+
+/// What became of the command's connections.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Told<'a> {
+    /// The command and its arguments.
+    command: Vec<Cow<'a, str>>,
+    /// The instance it ran in, which is gone.
+    instance: &'a str,
+    /// That of the command, or 128 and the signal that ended it.
+    exit_status: u8,
+    /// How long it ran.
+    seconds: f64,
+    /// Redirected bytes among those of enrolled sockets, 0 to 1; null if nothing was sent.
+    redirected_share: Option<f64>,
+    /// As `stats` prints them.
+    stats: stats::Counters,
+    /// The most frequent reasons.
+    not_accelerated: Vec<Counted>,
+    /// Pids of its processes that still run, as plain TCP.
+    left_processes: &'a [u32],
+}
 
 /// Everything there is to tell.
 #[derive(Debug)]
@@ -27,18 +50,21 @@ pub struct Summary<'a> {
 
 impl Summary<'_> {
     /// See sockaccel(8), JSON FIELDS.
-    pub fn to_json(&self) -> Value {
-        let reasons = reasons::top(&self.stats);
-        json!({
-            "command": self.command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>(),
-            "instance": self.instance,
-            "exit_status": self.status,
-            "seconds": self.elapsed.as_secs_f64(),
-            "redirected_share": self.stats.redirected_share(),
-            "stats": stats::to_json(&self.stats),
-            "not_accelerated": reasons.iter().map(Reason::to_json).collect::<Vec<_>>(),
-            "left_processes": self.remains.processes,
-        })
+    pub fn to_json(&self) -> Told<'_> {
+        let words = self.command.iter();
+        Told {
+            command: words.map(|word| word.to_string_lossy()).collect(),
+            instance: self.instance,
+            exit_status: self.status,
+            seconds: self.elapsed.as_secs_f64(),
+            redirected_share: self.stats.redirected_share(),
+            stats: stats::to_json(&self.stats),
+            not_accelerated: reasons::top(&self.stats)
+                .iter()
+                .map(Reason::to_json)
+                .collect(),
+            left_processes: &self.remains.processes,
+        }
     }
 
     /// For people, on standard error.

@@ -1,0 +1,176 @@
+//! `apply` and `export`: the whole desired state.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Context, disable};
+use crate::doctor::{self, Risk};
+use crate::error::{Error, Result, on};
+use crate::output::{say, write};
+use crate::spec::{self, Source, Spec};
+use crate::state::{Difference, Instance, Setup};
+
+/// Options of `apply`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The file says everything that enable, endpoint, identity, service and policy can; what it leaves
+out has its default, what it does not name is removed. A file with `cgroups = []` disables.
+No connection is judged by parts of the old policy and of the new one.
+
+Example:  sockaccel export >web.toml; vi web.toml; sockaccel apply -f web.toml --dry-run")]
+pub struct Args {
+    /// The file, as `sockaccel export` prints it; `-` is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Only print the difference to what is
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What `apply` did, or would do.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Applied<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False when it was so before, and with --dry-run.
+    changed: bool,
+    /// Nothing was done.
+    dry_run: bool,
+    /// What was and is gone, in the words of the commands.
+    removed: Vec<&'a str>,
+    /// What is new.
+    added: Vec<&'a str>,
+}
+
+/// Runs `apply`.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let (name, text) = read(&args.file)?;
+    let source = Source {
+        name: &name,
+        text: &text,
+    };
+    let spec = source.parse()?;
+    let from_env = Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?;
+    let (wanted, cgroups) = source.resolve(&spec, &from_env)?;
+
+    let now = match Instance::open(&context.place) {
+        Err(Error::NotEnabled { .. }) => None,
+        instance => {
+            let instance = instance?;
+            Some((instance.setup()?, instance.is_settled()?))
+        }
+    };
+    let would = spec::difference(now.as_ref().map(|(setup, _)| setup), &wanted);
+    let settled = now.as_ref().is_none_or(|(_, settled)| *settled);
+    if args.dry_run {
+        if !settled && !context.output.json {
+            say("The command that changed the instance last was killed half-way.");
+        }
+        return tell(context, &would, true, !settled);
+    }
+    if would.lines.is_empty() && settled {
+        return tell(context, &would, false, false);
+    }
+    if wanted.cgroups.is_empty() {
+        disable::drain(context, &disable::Args::default())?;
+        return tell(context, &would, false, true);
+    }
+    if needs_leave(now.as_ref().map(|(setup, _)| setup), &wanted) {
+        ask_leave(context, &wanted, &name)?;
+    }
+    let did = Instance::apply(&context.place, &wanted, &cgroups)?;
+    tell(context, &did, false, !did.lines.is_empty() || !settled)
+}
+
+/// Whether the risks have to be looked at: where more is accelerated than before.
+fn needs_leave(now: Option<&Setup>, wanted: &Setup) -> bool {
+    now.is_none_or(|now| {
+        let is_new = |id| !now.cgroups.contains_key(id);
+        wanted.cgroups.keys().any(is_new) || now.allow != wanted.allow
+    })
+}
+
+fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
+    let allowed: Vec<Risk> = Risk::from_bits(wanted.allow).collect();
+    let paths: Vec<&Path> = wanted.cgroups.values().flatten().map(|p| &**p).collect();
+    let report = doctor::before_enable(&paths, &allowed).map_err(|refusal| match refusal {
+        doctor::Refusal::Fionread { .. } | doctor::Refusal::KnownBadKernel { .. } => {
+            let risk = if matches!(refusal, doctor::Refusal::Fionread { .. }) {
+                Risk::Fionread
+            } else {
+                Risk::KnownBadKernel
+            };
+            Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))
+        }
+        other => other.into(),
+    })?;
+    if !context.output.json {
+        for warning in &report.warnings {
+            say(format_args!("sockaccel: {warning}"));
+        }
+    }
+    Ok(())
+}
+
+fn tell(context: &Context, difference: &Difference, dry_run: bool, changed: bool) -> Result<()> {
+    let side = |sign| -> Vec<&str> {
+        let lines = difference.lines.iter().filter(|line| line.0 == sign);
+        lines.map(|(_, line)| &**line).collect()
+    };
+    let applied = Applied {
+        instance: &context.place.instance,
+        changed: changed && !dry_run,
+        dry_run,
+        removed: side(false),
+        added: side(true),
+    };
+    if context.output.json {
+        return context.output.print_json(&applied);
+    }
+    if difference.lines.is_empty() {
+        say(match (changed, dry_run) {
+            (false, _) => "Nothing to change.",
+            (true, false) => "What a killed command had begun was finished.",
+            (true, true) => "What a killed command had begun would be finished.",
+        });
+        return Ok(());
+    }
+    let lines = difference
+        .lines
+        .iter()
+        .map(|(added, line)| format!("{} {line}", if *added { '+' } else { '-' }));
+    write(&lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// The name for messages, and the text.
+fn read(path: &Path) -> Result<(String, String)> {
+    if path == Path::new("-") {
+        let name = "standard input".to_owned();
+        let mut text = String::new();
+        io::stdin()
+            .read_to_string(&mut text)
+            .map_err(|e| Error::os("read", &name, e))?;
+        return Ok((name, text));
+    }
+    let text = fs::read_to_string(path).map_err(|e| {
+        on("read", path)(e).hint("To begin with one:  sockaccel export >FILE, or see sockaccel(8)")
+    })?;
+    Ok((path.display().to_string(), text))
+}
+
+/// Runs `export`.
+pub fn export(context: &Context) -> Result<()> {
+    let instance = Instance::open(&context.place)?;
+    let spec = Spec::of(&instance.setup()?);
+    if !instance.is_settled()? {
+        say("sockaccel: the command that changed the instance last was killed half-way");
+    }
+    if context.output.json {
+        return context.output.print_json(&spec);
+    }
+    write(&spec.to_toml()?)
+}
