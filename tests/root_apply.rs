@@ -281,7 +281,7 @@ impl Bed {
         number: u16,
         rules: &[(&str, &str, Option<u16>, &str)],
     ) -> PathBuf {
-        let mut text = self.head("");
+        let mut text = self.head("admission = \"all\"");
         let fillers = || (0..BETWEEN).map(|n| format!("127.0.{}.{}", 1 + n / 250, n % 250));
         for endpoint in [SERVER, CLIENT]
             .map(str::to_owned)
