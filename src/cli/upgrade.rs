@@ -1,8 +1,7 @@
 //! `upgrade`
 
-use serde_json::json;
-
 use super::Context;
+use super::entry::InstanceChanged;
 use crate::error::Result;
 use crate::output::say;
 use crate::state::{Change, upgrade};
@@ -29,8 +28,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             Change::Nothing => "The programs are those of this version already: nothing to do.",
         });
     }
-    context.output.print_json(&json!({
-        "instance": context.place.instance,
-        "changed": change == Change::Done,
-    }))
+    context
+        .output
+        .print_json(&InstanceChanged::new(context, change))
 }
