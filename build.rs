@@ -29,9 +29,21 @@ fn main() -> Result<(), Box<dyn Error>> {
             .clang_args(clang_args(&out)?)
             .build_and_generate(out.join(format!("{object}.skel.rs")))?;
     }
+    let object = fs::read(out.join("sockaccel.bpf.o"))?;
+    println!("cargo:rustc-env=SOCKACCEL_BUILD={}", build_id(&object));
     println!("cargo:rerun-if-changed=src/bpf");
     println!("cargo:rerun-if-changed=src/outcome.rs");
     Ok(())
+}
+
+/// Tells one build of the programs from another: FNV-1a, and never 0.
+fn build_id(object: &[u8]) -> u64 {
+    object
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+        .max(1)
 }
 
 /// The enums of `src/outcome.rs`, for C.

@@ -27,7 +27,7 @@ cleanup() {
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" 2>/dev/null || true
 	fi
-	"$sockaccel" disable --instance "$instance" || true
+	"$sockaccel" disable --now --instance "$instance" || true
 	# What the command started and left behind ends here.
 	echo 1 2>/dev/null >"$cgroup/cgroup.kill" || true
 	for _ in {1..50}; do

@@ -46,7 +46,7 @@ cleanup() {
 	for pid in "${!running[@]}"; do
 		wait "$pid" 2>/dev/null
 	done
-	[[ ! -d $fast ]] || "$sockaccel" disable --instance "$name"
+	[[ ! -d $fast ]] || "$sockaccel" disable --now --instance "$name"
 	remove_cgroup "$fast"
 	remove_cgroup "$plain"
 	[[ ! -e /run/netns/$netns ]] || ip netns del "$netns"

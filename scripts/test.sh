@@ -44,7 +44,7 @@ ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 ulimit -l unlimited 2>/dev/null || true
 
 traces() {
-	find "$(cgroup2)" -type d -name 'sockaccel-test-*' | sed 's/^/cgroup /'
+	find "$(cgroup2)" -type d -name 'sockaccel-*' | sed 's/^/cgroup /'
 	ip netns list | awk '$1 ~ /^sat-/ { print "netns", $1 }'
 	find "$bpffs" -mindepth 2 -path "$bpffs/sockaccel*" | sed 's/^/pin /'
 	awk '{ print "mount", $1, $2, $3 }' /proc/mounts

@@ -33,6 +33,9 @@ pub enum Error {
         /// What failed, for people.
         text: String,
     },
+    /// A drain ran out of time (exit status 7).
+    #[error("{0}")]
+    Draining(String),
     /// A privilege is missing (exit status 6).
     #[error("{0}")]
     Privileges(String),
@@ -73,6 +76,7 @@ pub const STATUSES: &[(u8, &str)] = &[
     (4, "The instance is not enabled."),
     (5, "What assert was to find does not hold."),
     (6, "Privileges are missing."),
+    (7, "Not all has drained in time."),
     (125, "run itself failed, not its command."),
     (126, "The command of run could not be started."),
     (127, "The command of run was not found."),
@@ -118,6 +122,7 @@ impl Error {
             Self::NotEnabled { .. } => 4,
             Self::Found { exit_code, .. } => *exit_code,
             Self::Privileges(_) => 6,
+            Self::Draining(_) => 7,
             Self::Run { status, .. } => *status,
             Self::Os { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 6,
             Self::Failed(_) | Self::Os { .. } => 1,

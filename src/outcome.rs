@@ -125,6 +125,11 @@ pub const REASONS: &[Outcome] = &[
         "it became a one-way stream, which plain TCP carries faster",
         "sockaccel enable --stream-limit 0 keeps such connections enrolled",
     ),
+    outcome(
+        "disabled",
+        "its cgroup, or that of its peer, was disabled",
+        "sockaccel enable --cgroup PATH",
+    ),
 ];
 
 /// Why a message went by the stack. The index is the value in the maps; 0

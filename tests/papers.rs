@@ -177,6 +177,7 @@ fn exit_codes() -> BTreeSet<u8> {
         | Error::Found { .. }
         | Error::Run { .. }
         | Error::Privileges(_)
+        | Error::Draining(_)
         | Error::Failed(_)
         | Error::Os { .. } => error.exit_code(),
     };
@@ -188,6 +189,7 @@ fn exit_codes() -> BTreeSet<u8> {
             instance: String::new(),
         },
         Error::Privileges(String::new()),
+        Error::Draining(String::new()),
         Error::Failed(String::new()),
         Error::os("open", "it", denied),
         Error::os("open", "it", io::ErrorKind::Other.into()),

@@ -29,6 +29,10 @@ use common::instance::Ran;
 use common::other_program::OtherProgram;
 use common::other_program::attached_to;
 use common::pair::Pair;
+use common::plain::Probe;
+use common::rng::Rng;
+use common::stream::recv_all;
+use common::stream::send_all;
 use common::warm::round_trip;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
@@ -119,7 +123,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if self.bpffs().join("sockaccel").exists() {
-            let _ = self.sh("disable");
+            let _ = self.sh("disable --now");
         }
         while umount2(&self.bpffs(), MntFlags::MNT_DETACH).is_ok() {}
     }
@@ -388,6 +392,12 @@ fn commands_at_once_take_turns() {
     world.mount(MsFlags::empty());
     for round in 0..5 {
         at_once(&[enable.as_str(); 4]);
+        at_once(&[
+            enable.as_str(),
+            "upgrade",
+            "upgrade --again",
+            "upgrade --again",
+        ]);
         world.assert_enabled_once(&cgroup, 0, &format!("round {round}"));
         at_once(&["disable"; 4]);
         world.assert_empty(&format!("round {round}"));
@@ -785,7 +795,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "status",
-        "instance enabled unfinished_apply cgroups scope blocking_readers max_sockets \
+        "instance enabled unfinished_apply programs draining cgroups scope blocking_readers max_sockets \
          splice_observer allowed_risks \
          stats not_accelerated",
     ),
@@ -873,7 +883,7 @@ fn json_has_the_documented_fields() {
     }
     assert_eq!(
         world.json("disable"),
-        serde_json::json!({"instance": "default", "changed": true})
+        serde_json::json!({"instance": "default", "changed": true, "dropped": []})
     );
 }
 
@@ -964,6 +974,96 @@ fn nobody_reading_is_no_failure() {
 }
 
 #[test]
+fn missing_pins_are_made_again() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let dir = world.bpffs().join("sockaccel/default");
+    let joined = cgroup.join();
+    let pair = Pair::new();
+    let pins: Vec<PathBuf> = tree(&dir).into_iter().filter(|p| !p.is_dir()).collect();
+    assert!(pins.len() > 25, "{pins:?}");
+    let enable = enable_words(&cgroup, "");
+    for (n, pin) in pins.iter().enumerate() {
+        let case = pin.display().to_string();
+        fs::remove_file(pin).unwrap_or_else(|e| panic!("{case}: {e}"));
+        // Traffic goes on meanwhile, by whatever path.
+        for _ in 0..3 {
+            round_trip(&pair);
+        }
+        world.sh(if n % 2 == 0 { "upgrade" } else { &enable }).ok();
+        assert!(pin.exists(), "{case}");
+        world.assert_enabled_once(&cgroup, 0, &case);
+        let before = world.json("stats")["redirected_messages"].as_u64();
+        for _ in 0..4 {
+            round_trip(&pair);
+        }
+        assert!(
+            world.json("stats")["redirected_messages"].as_u64() > before,
+            "{case}: {}",
+            world.json("status")
+        );
+    }
+    world.sh("disable").ok();
+    world.assert_empty("disable");
+    Probe::new().assert_plain(&pair.client, "after disable");
+    drop(joined);
+}
+
+#[test]
+fn another_layout_is_refused() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let path = world.bpffs().join("sockaccel/default/sa_config");
+    let map = libbpf_rs::MapHandle::from_pinned_path(&path).expect("sa_config");
+    let key = 0_u32.to_ne_bytes();
+    let any = libbpf_rs::MapFlags::ANY;
+    let own = map.lookup(&key, any).expect("look up").expect("an element");
+    let mut other = own.clone();
+    other[..4].copy_from_slice(&1_u32.to_ne_bytes());
+    map.update(&key, &other, any).expect("update");
+    for words in ["upgrade", "disable", "status", &enable_words(&cgroup, "")] {
+        let ran = world.sh(words);
+        assert_fails(&ran, 3, "drain it with the version that made it", words);
+    }
+    map.update(&key, &own, any).expect("update");
+    world.sh("disable").ok();
+}
+
+/// Nothing can be found any more, and nothing is attached: a new start.
+#[test]
+fn a_bpffs_that_was_unmounted_takes_all_of_it_away() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let joined = cgroup.join();
+    let pair = Pair::new();
+    for _ in 0..4 {
+        round_trip(&pair);
+    }
+    let deadline = Deadline::seconds(20);
+    send_all(&pair.client, b"unread", deadline);
+    umount2(&world.bpffs(), MntFlags::empty()).expect("umount");
+    deadline.until("links gone", || attached_to(cgroup.path()) == NONE);
+    let mut got = [0; 6];
+    recv_all(&pair.server, &mut got, deadline);
+    assert_eq!(&got, b"unread");
+    round_trip(&pair);
+    assert_fails(&world.sh("status"), 4, "not enabled", "status");
+    world.sh("disable").ok();
+    world.enable(&cgroup, "").ok();
+    world.assert_enabled_once(&cgroup, 0, "enabled again");
+    round_trip(&pair);
+    let new = Pair::new();
+    for _ in 0..4 {
+        round_trip(&new);
+    }
+    assert!(world.json("stats")["redirected_messages"].as_u64() > Some(0));
+    drop(joined);
+}
+
+#[test]
 fn an_instance_with_missing_pins_can_be_disabled() {
     let world = World::new();
     let cgroup = Cgroup::new("cli");
@@ -971,6 +1071,7 @@ fn an_instance_with_missing_pins_can_be_disabled() {
     for pin in [
         "sa_config",
         "sa_sockhash",
+        "sa_iter_drain",
         "link-skmsg",
         "sa_skmsg",
         "sa_stats",
@@ -1053,7 +1154,8 @@ impl World {
     }
 }
 
-/// Runs a command that is killed between each two changes that it makes.
+/// Runs a command that is killed between each two changes that it makes: at a
+/// third of these points, or, with `SOCKACCEL_KILLS=N`, at each of them N times.
 /// `before` and `after` are called around each.
 fn kill_at_each_step(
     world: &World,
@@ -1064,16 +1166,31 @@ fn kill_at_each_step(
     before();
     let steps = world.changing_steps(words);
     after(&format!("{words}: not killed"), 0);
-    let mut killed = 0;
-    for (n, step) in steps.iter().enumerate() {
-        before();
-        killed += usize::from(world.kill_at(words, step));
-        after(&format!("{words}: killed at {step:?}"), n);
+    let times: Option<usize> = std::env::var("SOCKACCEL_KILLS")
+        .ok()
+        .map(|n| n.parse().expect("SOCKACCEL_KILLS is not a number"));
+    let mut rng = Rng::for_test(words);
+    let (mut tried, mut killed) = (0, 0);
+    for (n, step) in (0..times.unwrap_or(1)).flat_map(|_| steps.iter().enumerate()) {
+        // The ends are where most can be half done.
+        let sampled = steps.len() < 6 || n < 2 || n + 2 >= steps.len() || rng.one_in(3);
+        if times.is_some() || sampled {
+            before();
+            tried += 1;
+            killed += usize::from(world.kill_at(words, step));
+            after(&format!("{words}: killed at {step:?}"), n);
+        }
     }
     // A command that makes one change cannot be half done.
     assert!(steps.len() > 1, "{words}: {steps:?}");
-    assert!(killed + 2 >= steps.len(), "{words}: {killed} of {steps:?}");
-    println!("{words}: killed before {killed} of {} changes", steps.len());
+    assert!(
+        killed + 2 * times.unwrap_or(1) >= tried,
+        "{words}: {killed} of {steps:?}"
+    );
+    println!(
+        "{words}: killed {killed} times before {} changes",
+        steps.len()
+    );
 }
 
 #[test]
@@ -1150,6 +1267,106 @@ fn disable_killed_at_any_step_can_be_finished() {
             assert_eq!(attached_to(cgroup.path()), before, "{case}");
         },
     );
+}
+
+/// The same with live connections, one of them with something unread.
+#[test]
+fn a_drain_killed_at_any_step_can_be_finished() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let joined = cgroup.join();
+    let [idle, pair] = [Pair::new(), Pair::new()];
+    drop((idle, pair));
+    let pairs = std::cell::RefCell::new(Vec::new());
+    let deadline = Deadline::seconds(20);
+    let probe = Probe::new();
+    kill_at_each_step(
+        &world,
+        "disable --timeout 0 --json",
+        || {
+            world.enable(&cgroup, "").ok();
+            let mut pairs = pairs.borrow_mut();
+            pairs.clear();
+            pairs.extend([Pair::new(), Pair::new()]);
+            for pair in pairs.iter() {
+                for _ in 0..4 {
+                    round_trip(pair);
+                }
+            }
+        },
+        |case, step| {
+            let pairs = pairs.borrow();
+            send_all(&pairs[1].client, b"unread", deadline);
+            if step % 3 == 0 {
+                // On again, and the connection is redirected as before.
+                world.enable(&cgroup, "").ok();
+                world.assert_enabled_once(&cgroup, 0, case);
+                let mut got = [0; 6];
+                recv_all(&pairs[1].server, &mut got, deadline);
+                for _ in 0..4 {
+                    round_trip(&pairs[1]);
+                }
+                send_all(&pairs[1].client, b"unread", deadline);
+            }
+            let ran = world.sh("disable --timeout 0");
+            assert!(matches!(ran.code, Some(0 | 7)), "{case}: {ran:?}");
+            let mut got = [0; 6];
+            recv_all(&pairs[1].server, &mut got, deadline);
+            assert_eq!(&got, b"unread", "{case}");
+            world.sh("disable").ok();
+            world.assert_empty(case);
+            assert_eq!(attached_to(cgroup.path()), NONE, "{case}");
+            for pair in pairs.iter() {
+                probe.assert_plain(&pair.client, case);
+                probe.assert_plain(&pair.server, case);
+                round_trip(pair);
+            }
+        },
+    );
+    drop(joined);
+}
+
+#[test]
+fn upgrade_killed_at_any_step_can_be_finished() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let _other = OtherProgram::attach(&cgroup);
+    world.enable(&cgroup, "").ok();
+    let joined = cgroup.join();
+    let pair = Pair::new();
+    let redirected = || {
+        world.json("stats")["redirected_messages"]
+            .as_u64()
+            .expect("a count")
+    };
+    kill_at_each_step(
+        &world,
+        "upgrade --again",
+        || {},
+        |case, step| {
+            // What is half done works.
+            for _ in 0..4 {
+                round_trip(&pair);
+            }
+            if step % 2 == 0 {
+                world.enable(&cgroup, "").ok();
+            }
+            world.sh("upgrade").ok();
+            assert_eq!(world.json("status")["programs"], "current", "{case}");
+            assert_eq!(world.json("upgrade")["changed"], false, "{case}");
+            world.assert_enabled_once(&cgroup, 1, case);
+            let before = redirected();
+            for _ in 0..4 {
+                round_trip(&pair);
+            }
+            assert!(redirected() > before, "{case}: nothing is redirected");
+            let new = Pair::new();
+            for _ in 0..4 {
+                round_trip(&new);
+            }
+        },
+    );
+    drop(joined);
 }
 
 #[test]

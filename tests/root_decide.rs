@@ -450,7 +450,7 @@ const STAY: &[Decision] = &[
     (
         "over the hard cap, but the queue is short by now",
         |c| {
-            queued(c, 1024, 10240);
+            queued(c, 2048, 20480);
             in_company(c);
         },
         "redirected",
@@ -458,7 +458,7 @@ const STAY: &[Decision] = &[
     (
         "over the hard cap in messages, a long queue",
         |c| {
-            queued(c, 1024, 10240);
+            queued(c, 2048, 20480);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -467,7 +467,7 @@ const STAY: &[Decision] = &[
     (
         "one message below the hard cap",
         |c| {
-            queued(c, 1023, 10230);
+            queued(c, 2047, 20470);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -486,7 +486,7 @@ const STAY: &[Decision] = &[
         "denied at the hard cap, in company",
         |c| {
             denied(c);
-            queued(c, 1024, 10240);
+            queued(c, 2048, 20480);
             in_company(c);
             c.view.queue_long = 1;
         },
@@ -533,7 +533,7 @@ const STAY: &[Decision] = &[
         "a splicing reader over the hard cap, a long queue",
         |c| {
             c.view.splicing = 1;
-            queued(c, 1024, 10240);
+            queued(c, 2048, 20480);
             c.view.queue_long = 1;
         },
         "stuck",
@@ -552,7 +552,7 @@ const STAY: &[Decision] = &[
         "a splicing reader one message below the hard cap",
         |c| {
             c.view.splicing = 1;
-            queued(c, 1023, 10230);
+            queued(c, 2047, 20470);
             c.view.queue_long = 1;
         },
         "redirected",
@@ -561,7 +561,7 @@ const STAY: &[Decision] = &[
         "a splicing reader over the hard cap, but the queue is short by now",
         |c| {
             c.view.splicing = 1;
-            queued(c, 1024, 10240);
+            queued(c, 2048, 20480);
         },
         "redirected",
     ),

@@ -21,8 +21,8 @@ use common::warm::round_trip;
 use common::warm::warm_up;
 use nix::sys::socket::SockaddrIn;
 
-/// Redirected bytes that nobody has read yet, the instance taken down, then
-/// plain TCP on the same connection: in order.
+/// Redirected bytes that nobody has read yet, the instance turned off, then bytes
+/// by TCP on the same connection: in order.
 #[test]
 fn unread_redirected_bytes_survive_disable() {
     let cgroup = Cgroup::new("unread");
@@ -42,7 +42,8 @@ fn unread_redirected_bytes_survive_disable() {
         .filter_map(|row| row["unread_bytes"].as_u64())
         .sum();
     assert_eq!(unread, 22);
-    instance.disable().ok();
+    let ran = instance.run(&["disable", "--timeout", "0"]);
+    assert_eq!(ran.code, Some(7), "{ran:?}");
 
     send_all(&pair.client, b"then by TCP", deadline);
     send_all(&pair.server, b"by TCP as well", deadline);
@@ -52,6 +53,7 @@ fn unread_redirected_bytes_survive_disable() {
     recv_all(&pair.client, &mut to_client, deadline);
     assert_eq!(&to_server, b"redirected, then by TCP");
     assert_eq!(&to_client, b"and back, by TCP as well");
+    instance.disable().ok();
     round_trip(&pair);
     drop(joined);
 }

@@ -175,3 +175,38 @@ fn what_was_taken_before_a_refusal_arrives() {
         .expect_err("it was refused before");
     assert_eq!(again.kind(), io::ErrorKind::PermissionDenied);
 }
+
+/// epoll(7) lets an edge-triggered reader take a short read for "empty". One that
+/// ends where redirected bytes end must not have bytes by TCP behind it: their
+/// edge is gone by then.
+#[test]
+fn a_burst_reaches_an_edge_triggered_reader_that_stops_at_a_short_read() {
+    let cgroup = Cgroup::new("short-read");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    // More than the budget, and up to the hard cap of path.h.
+    for messages in [65, 300, 1030, 2000] {
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        let epoll = Epoll::new(EpollCreateFlags::empty()).expect("epoll");
+        let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll
+            .add(&pair.server, EpollEvent::new(edge, 0))
+            .expect("EPOLL_CTL_ADD");
+        for _ in 0..messages {
+            send_all(&pair.client, &[b'x'; 64], Deadline::seconds(10));
+        }
+        let mut buffer = vec![0; 1 << 20];
+        let mut got = 0;
+        while got < messages * 64 {
+            let events = epoll.wait(&mut [EpollEvent::empty()], 5000_u16);
+            assert_eq!(events, Ok(1), "{messages} messages: {got} bytes, no event");
+            while let Ok(n) = (&pair.server).read(&mut buffer) {
+                got += n;
+                if n < buffer.len() {
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -191,6 +191,20 @@ fn random_traffic_is_byte_exact_while_disabled_and_enabled_again() {
     });
 }
 
+/// Programs of both versions run on each connection, again and again. With
+/// `SOCKACCEL_SECONDS` for as long.
+#[test]
+fn random_traffic_is_byte_exact_while_upgraded() {
+    let seconds = std::env::var("SOCKACCEL_SECONDS").map_or(8, |text| {
+        text.parse().expect("SOCKACCEL_SECONDS is not a number")
+    });
+    stress("order-upgrade", &[], seconds, |instance, _| {
+        thread::sleep(Duration::from_millis(100));
+        instance.run(&["upgrade", "--again"]).ok();
+        0
+    });
+}
+
 #[test]
 fn request_and_response_are_redirected() {
     for (name, options, enable) in [

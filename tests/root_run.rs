@@ -42,7 +42,7 @@ const PEER: &str = "SOCKACCEL_TEST_PEER";
 const ROUNDS: u32 = 50;
 /// For env(1): where the tests are a background job both are ignored, and a shell
 /// cannot trap what was.
-const DEFAULT: &str = "--default-signal=INT,QUIT";
+const DEFAULT: &str = "--default-signal";
 
 /// A bpffs directory of the test's own, not mounted: `run` does that.
 #[derive(Debug)]

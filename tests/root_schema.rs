@@ -28,6 +28,7 @@ const RUNS: &[(&str, &str)] = &[
     ("identity add", "10.1.0.0/16 7"),
     ("service add", "10.2.0.1:80"),
     ("policy add", "10.0.0.7 egress 7 tcp/80 allow"),
+    ("upgrade", ""),
     ("status", ""),
     ("doctor", "--allow fionread --timeout 60"),
     ("stats", ""),

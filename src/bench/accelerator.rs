@@ -96,7 +96,7 @@ impl Sockaccel {
 
 impl Drop for Sockaccel {
     fn drop(&mut self) {
-        if let Err(err) = self.command(Command::new(&self.binary).arg("disable")) {
+        if let Err(err) = self.command(Command::new(&self.binary).args(["disable", "--now"])) {
             say(format_args!("sockaccel: {err}"));
         }
     }

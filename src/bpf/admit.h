@@ -88,28 +88,31 @@ static __always_inline __u32 sa_pass_over(const struct sa_config *conf,
 }
 
 /* Where such a side is noted. Sequence numbers are as good as random. */
-static __always_inline __u64 *sa_passed_slot(__u64 conn_id, __u32 role)
+static __always_inline struct sa_passed *sa_passed_slot(__u64 conn_id, __u32 role)
 {
-	__u32 slot = ((__u32)conn_id ^ (__u32)(conn_id >> 32) ^ role) & 0xffff;
+	__u32 slot = ((__u32)conn_id ^ (__u32)(conn_id >> 32) ^ role) % SA_PASSED_SLOTS;
 
 	return bpf_map_lookup_elem(&sa_passed, &slot);
 }
 
 static __always_inline bool sa_was_passed(__u64 conn_id, __u32 role)
 {
-	const __u64 *slot = sa_passed_slot(conn_id, role);
+	const struct sa_passed *slot = sa_passed_slot(conn_id, role);
 
-	return slot && *slot == conn_id;
+	return slot && slot->conn_id == conn_id;
 }
 
 /* Counts it, once: nested cgroups run the program once for each. */
-static __always_inline bool sa_pass(__u64 conn_id, __u32 role, __u32 reason)
+static __always_inline bool sa_pass(struct bpf_sock_ops *ops, __u64 conn_id, __u32 role,
+				    __u32 reason)
 {
-	__u64 *slot = sa_passed_slot(conn_id, role);
+	struct sa_passed *slot = sa_passed_slot(conn_id, role);
 
-	if (!slot || *slot == conn_id)
+	if (!slot || slot->conn_id == conn_id)
 		return false;
-	*slot = conn_id;
+	slot->conn_id = conn_id;
+	slot->cookie = bpf_get_socket_cookie(ops);
+	slot->reason = reason;
 	sa_add(seen, 1);
 	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
 	return true;

@@ -135,7 +135,7 @@ static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 	me->start_time = st->start_time;
 	me->tgid = tgid;
 	if (before || sa_process_splices(tgid, st->start_time))
-		__sync_fetch_and_add(&sa_observed, 1);
+		sa_observe();
 }
 
 /* First redirect of a direction: from here on nobody may eject the pair. */

@@ -22,18 +22,31 @@ struct bpf_iter__sockmap___sa {
 	struct sock___sa *sk;
 } __attribute__((preserve_access_index));
 
-static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)
+/* What a socket that drains waits for, seen from outside a walk. */
+static __always_inline __u32 sa_waits(const struct sock___sa *sk, const struct sa_sock *st)
 {
-	struct sock___sa *sk = ctx->sk;
-	struct sa_dump record = {};
-	struct sk_psock___sa *psock;
-	struct sa_sock *st;
+	const struct sk_psock___sa *psock = sa_psock(sk);
+	const struct sock___sa *psk;
 
-	if (!sk)
-		return;
-	st = bpf_sk_storage_get(&sa_socks, (void *)sk, NULL, 0);
-	if (!st)
-		return;
+	if (!st->drain)
+		return SA_WAITS_NOT;
+	if (psock && !sa_queue_empty(psock))
+		return SA_WAITS_UNREAD;
+	if (st->cut == SA_CUT_DONE)
+		return SA_WAITS_PEER;
+	psk = sa_cast(st->peer_sk, sock___sa);
+	if ((__u64)psk->__sk_common.skc_cookie.counter != st->peer_cookie)
+		return SA_WAITS_SENDER;
+	psock = sa_psock(psk);
+	return psock && !sa_queue_empty(psock) ? SA_WAITS_PEER_UNREAD : SA_WAITS_SENDER;
+}
+
+static __always_inline void sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
+					const struct sa_sock *st, __u32 waits)
+{
+	struct sa_dump record = { .waits = waits };
+	struct sk_psock___sa *psock;
+
 	record.sock = *st;
 	record.state = sk->__sk_common.skc_state;
 	if (sk->sk_socket && sk->sk_socket->file) {
@@ -44,7 +57,19 @@ static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)
 	if (psock)
 		record.unread_messages =
 			sa_queue_length(psock, SA_DUMP_QUEUE, &record.unread_bytes);
-	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	bpf_seq_write(seq, &record, sizeof(record));
+}
+
+static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)
+{
+	struct sock___sa *sk = ctx->sk;
+	struct sa_sock *st;
+
+	if (!sk)
+		return;
+	st = bpf_sk_storage_get(&sa_socks, (void *)sk, NULL, 0);
+	if (st)
+		sa_tell_one(ctx->meta->seq, sk, st, sa_waits(sk, st));
 }
 
 #endif

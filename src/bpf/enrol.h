@@ -183,7 +183,7 @@ static __always_inline bool sa_passes(struct bpf_sock_ops *ops, const struct sa_
 		if (!reason)
 			return false;
 	}
-	if (sa_pass(conn_id, role, reason))
+	if (sa_pass(ops, conn_id, role, reason))
 		sa_event_passed(ops, tp, role, reason);
 	return true;
 }
@@ -346,11 +346,12 @@ static __always_inline void sa_on_close(struct sa_sock *st)
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
-	/* The watch ejects, and deletes the connection. */
-	if (st->enrolled && conn && !sa_was_ejected(st, conn))
+	/*
+	 * Once: nested cgroups run the program once for each, and a drain may be at
+	 * it. The watch ejects, and deletes the connection.
+	 */
+	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn && !sa_was_ejected(st, conn))
 		sa_add(closed, 1);
-	/* Nested cgroups run the program once for each. */
-	st->enrolled = 0;
 	sa_leave(st);
 }
 

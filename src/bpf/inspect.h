@@ -220,7 +220,7 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 		if (quarter < v->budget_bytes)
 			v->budget_bytes = quarter;
 	}
-	if (!conf->enabled)
+	if (!conf->enabled || st->drain)
 		return sa_against(v, SA_WHY_DISABLED);
 	if (st->verdict)
 		return sa_against(v, st->verdict);

@@ -83,7 +83,9 @@ struct sa_conn {
 	struct bpf_timer timer; /* of the watch, see watch.h */
 	__u32 looks; /* of the watch so far */
 	__u32 suspect; /* the watch saw a reader that may not be eligible */
-	__u32 pad[6];
+	__u32 draining; /* one end's cgroup is being disabled: both ends leave */
+	__u32 cut; /* bit per side: will never redirect again, nothing is in flight */
+	__u32 pad[4];
 };
 _Static_assert(sizeof(struct sa_conn) == 320, "layout");
 
@@ -127,7 +129,7 @@ struct sa_sock {
 	__u32 queued_bytes;
 	__u32 reused; /* connected before: its cookie may be known to an old peer */
 	__u32 disconnected; /* connect(AF_UNSPEC) took it out */
-	__u16 others; /* than one thread have sent since the promotion */
+	__u16 others; /* than one thread have sent since one was last alone */
 	__u16 leaving; /* enum sa_why: goes back to the stack when the queue is empty */
 	__u32 company; /* two threads were seen sending: never promoted again */
 	__u32 tid; /* last sender */
@@ -143,9 +145,20 @@ struct sa_sock {
 	__u32 unanswered; /* messages sent since the peer sent one */
 	__u32 answers; /* what the peer had sent by the last message */
 	__u32 judged; /* both ends were seen to read in a way redirect can serve */
+	__u32 drain; /* walk of sa_iter_drain that took it out of service, 0 none */
+	__u32 cut; /* enum sa_cut */
+	__u32 straggler; /* left redirect while another thread may be in flight */
+	__u32 pad;
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 288, "layout");
+_Static_assert(sizeof(struct sa_sock) == 304, "layout");
+
+/* Of a draining direction: may it redirect? See drain.h. */
+enum sa_cut {
+	SA_CUT_NOT = 0,
+	SA_CUT_ASKED = 1, /* the drain is looking; a redirect takes it back */
+	SA_CUT_DONE = 2, /* never again */
+};
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
@@ -248,8 +261,9 @@ struct sa_config {
 	__u32 without_observer;
 	__u32 stream_limit; /* of sa_sock.lost, 0 none: the sender leaves */
 	__u32 admit_all; /* also to servers whose connections are too short */
+	__u64 build; /* of the programs, 0 while they are being replaced */
 };
-_Static_assert(sizeof(struct sa_config) == 64, "layout");
+_Static_assert(sizeof(struct sa_config) == 72, "layout");
 
 /* Of sa_listeners: a port, whatever the address. */
 struct sa_listener_key {
@@ -278,18 +292,27 @@ struct sa_server_key {
 };
 _Static_assert(sizeof(struct sa_server_key) == 32, "layout");
 
+/* Value of sa_passed: one side of a connection that was passed over. */
+struct sa_passed {
+	__u64 conn_id;
+	__u64 cookie;
+	__u32 reason; /* enum sa_reason */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_passed) == 24, "layout");
+
 enum sa_readers {
 	SA_READERS_UNKNOWN = 0,
 	SA_READERS_NONBLOCKING = 1,
 	SA_READERS_BLOCKING = 2,
 };
 
-/* Value of sa_listening: who called listen(2), and for which port. */
+/* Value of sa_listening: the listener, where the port does not tell which. */
 struct sa_listening {
 	__u64 sk; /* address of the listener, believed only with its cookie */
 	__u64 cookie;
-	__u64 start_time; /* of the process: ns since boot */
-	__u32 tgid;
+	__u64 start_time; /* of the process that called listen(2): ns since boot */
+	__u32 tgid; /* of that process */
 	__u32 port;
 };
 
@@ -311,9 +334,20 @@ struct sa_dump {
 	__u32 inode; /* of the socket, as in /proc/PID/fd */
 	__u32 uid;
 	__u32 nonblock;
-	__u32 pad;
+	__u32 waits; /* enum sa_waits */
 };
-_Static_assert(sizeof(struct sa_dump) == 320, "layout");
+_Static_assert(sizeof(struct sa_dump) == 336, "layout");
+
+/* What a draining socket waits for before it can be taken out. */
+enum sa_waits {
+	SA_WAITS_NOT = 0, /* it is not draining */
+	SA_WAITS_NEXT = 1, /* for the next look */
+	SA_WAITS_UNREAD = 2, /* for its program to read what was redirected to it */
+	SA_WAITS_PEER_UNREAD = 3, /* for its peer to read what it redirected */
+	SA_WAITS_SENDER = 4, /* for a send(2) on it that may be under way */
+	SA_WAITS_PEER = 5, /* for the other end, which may still redirect to it */
+	SA_DROPPED = 6, /* not any more: it was taken out with what was unread */
+};
 
 /* One record of sa_events. */
 struct sa_event {

@@ -123,8 +123,27 @@ struct socket_lock_t___sa {
 	int owned;
 };
 
+struct kernfs_node___sa {
+	__u64 id;
+};
+
+struct cgroup_subsys_state___sa {
+	struct cgroup___sa *cgroup;
+	struct cgroup_subsys_state___sa *parent;
+};
+
+struct cgroup___sa {
+	struct cgroup_subsys_state___sa self;
+	struct kernfs_node___sa *kn;
+};
+
+struct sock_cgroup_data___sa {
+	struct cgroup___sa *cgroup;
+};
+
 struct sock___sa {
 	struct sock_common___sa __sk_common;
+	struct sock_cgroup_data___sa sk_cgrp_data;
 	struct socket_lock_t___sa sk_lock;
 	int sk_peek_off;
 	int sk_rcvbuf;
@@ -180,6 +199,7 @@ struct files_struct___sa {
 };
 
 struct task_struct___sa {
+	unsigned int __state;
 	unsigned int flags;
 	__s32 tgid;
 	__u64 start_boottime;
@@ -204,6 +224,9 @@ enum sock_flags___sa {
 #define SA_TCP_CLOSE_WAIT 8
 #define SA_TCP_LISTEN 10
 
+/* include/linux/sched.h: a bit, TASK_FREEZABLE may come with it */
+#define SA_TASK_INTERRUPTIBLE 1
+
 #define SA_O_NONBLOCK 04000
 #define SA_S_IFMT 0170000
 #define SA_S_IFSOCK 0140000
@@ -215,6 +238,9 @@ enum sock_flags___sa {
 
 /* What recv(2) and send(2) sleep with, kernel/sched/wait.c; poll(2) has its own. */
 extern const void woken_wake_function __ksym __weak;
+
+extern struct task_struct___sa *bpf_task_from_pid(__s32 pid) __ksym __weak;
+extern void bpf_task_release(struct task_struct___sa *task) __ksym __weak;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*

@@ -27,14 +27,14 @@ static __always_inline void sa_listener_learn(__u64 netns_cookie, __u32 port, __
  * O_NONBLOCK of the listener itself, as it is now: programs set it before and
  * after listen(2). One that listened before we came is not known.
  */
-static __always_inline bool sa_listener_blocks(const struct sa_listening *listening)
+static __always_inline bool sa_listener_blocks(__u64 sk, __u64 cookie)
 {
 	const struct tcp_sock___sa *listener;
 
-	if (!listening)
+	if (!cookie)
 		return true;
-	listener = sa_cast(listening->sk, tcp_sock___sa);
-	if (sa_cookie_of((const void *)listener) != listening->cookie)
+	listener = sa_cast(sk, tcp_sock___sa);
+	if (sa_cookie_of((const void *)listener) != cookie)
 		return true;
 	return sa_blocking(listener) != SA_REASON_NONE;
 }
@@ -42,7 +42,7 @@ static __always_inline bool sa_listener_blocks(const struct sa_listening *listen
 /* What can be known of an accepted socket's reader before accept(2). */
 static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 					      const struct sa_sock *st,
-					      const struct sa_listening *listening)
+					      const struct sa_listening *own)
 {
 	struct sa_listener_key key = {
 		.netns_cookie = st->netns_cookie,
@@ -53,7 +53,9 @@ static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 	if (!conf->without_observer) {
 		if (known && known->splicing)
 			return SA_REASON_SPLICING;
-		if (listening && sa_listens_for_splicers(listening->tgid, listening->start_time))
+		if (own && sa_listens_for_splicers(own->tgid, own->start_time))
+			return SA_REASON_SPLICING;
+		if (!own && known && sa_listens_for_splicers(known->tgid, known->start_time))
 			return SA_REASON_SPLICING;
 	}
 	if (conf->blocking || (known && known->readers == SA_READERS_NONBLOCKING))
@@ -61,17 +63,25 @@ static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 	if (known && known->readers == SA_READERS_BLOCKING)
 		return SA_REASON_BLOCKING_READER;
 	/* The first child tells, at its first ACK: it need not be enrolled. */
-	return sa_listener_blocks(listening) ? SA_REASON_BLOCKING_READER : SA_REASON_NONE;
+	if (own ? sa_listener_blocks(own->sk, own->cookie) :
+		  !known || sa_listener_blocks(known->sk, known->cookie))
+		return SA_REASON_BLOCKING_READER;
+	return SA_REASON_NONE;
 }
 
-/* listen(2): what was learned of the port is of another program. */
+/*
+ * listen(2): what was learned of the port is of another program. But where several
+ * listen there (SO_REUSEPORT, or each at an address of its own) the first one has
+ * the entry, and the others keep theirs with them.
+ */
 static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 {
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
 	struct sa_listener_key key = {};
-	struct sa_listening listening = {};
 	struct sa_listener fresh = {};
+	const struct sa_listener *known;
 	const struct sock_common___sa *skc;
+	struct sa_listening *own;
 	struct bpf_sock *sk = ops->sk;
 
 	if (!sk)
@@ -81,17 +91,26 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 		return;
 	key.netns_cookie = bpf_get_netns_cookie(ops);
 	key.port = skc->skc_num;
-	listening.sk = (__u64)skc;
-	listening.cookie = bpf_get_socket_cookie(ops);
-	listening.port = key.port;
-	listening.tgid = task->tgid;
-	listening.start_time = task->group_leader->start_boottime;
-	fresh.tgid = listening.tgid;
-	fresh.start_time = listening.start_time;
-	fresh.sk = listening.sk;
-	fresh.cookie = listening.cookie;
-	bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_ANY);
-	bpf_sk_storage_get(&sa_listening, sk, &listening, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	fresh.tgid = task->tgid;
+	fresh.start_time = task->group_leader->start_boottime;
+	fresh.sk = (__u64)skc;
+	fresh.cookie = bpf_get_socket_cookie(ops);
+	known = bpf_map_lookup_elem(&sa_listeners, &key);
+	own = bpf_sk_storage_get(&sa_listening, sk, NULL, 0);
+	if (known && known->cookie && known->cookie != fresh.cookie && sa_listens(known)) {
+		if (!own)
+			own = bpf_sk_storage_get(&sa_listening, sk, NULL,
+						 BPF_LOCAL_STORAGE_GET_F_CREATE);
+	} else {
+		bpf_map_update_elem(&sa_listeners, &key, &fresh, BPF_ANY);
+	}
+	if (!own)
+		return;
+	own->sk = fresh.sk;
+	own->cookie = fresh.cookie;
+	own->tgid = fresh.tgid;
+	own->start_time = fresh.start_time;
+	own->port = key.port;
 }
 
 #endif

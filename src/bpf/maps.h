@@ -31,6 +31,17 @@ struct {
 	__type(value, struct sa_conn);
 } sa_conns SEC(".maps");
 
+/* The enabled cgroups by kernel id: a socket in one of them, or below, is to be
+ * accelerated; the others drain. User space writes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} sa_cgroups SEC(".maps");
+
 /* What a socket knows of itself. Its own programs write it, freed with it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -39,8 +50,10 @@ struct {
 	__type(value, struct sa_sock);
 } sa_socks SEC(".maps");
 
-/* The listener, cloned by the kernel into every socket accepted from it.
- * sa_sockops writes it at listen(2).
+/*
+ * The listener, cloned by the kernel into every socket accepted from it: that
+ * costs each of them, so only where sa_listeners does not tell. sa_setsockopt
+ * makes it for transparent sockets, sa_sockops writes it at listen(2).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -133,14 +146,15 @@ struct {
 } sa_servers SEC(".maps");
 
 /*
- * The conn_id of connections passed over, each side in a slot of its own, found
- * by hash; the next one there overwrites it. sa_sockops writes.
+ * Connections passed over, each side in a slot of its own that is found by hash;
+ * the next one there overwrites it. sa_sockops writes.
  */
+#define SA_PASSED_SLOTS 16384
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, SA_PASSED_SLOTS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct sa_passed);
 } sa_passed SEC(".maps");
 
 /* Processes seen splicing, by tgid. The splice observer writes. */
@@ -208,9 +222,23 @@ struct {
 
 /*
  * The second half of the generation: raised by programs that saw a reader
- * become unsafe. Not in sa_config, which user space writes as a whole.
+ * become unsafe. Not in sa_config, which user space writes as a whole, and no
+ * global variable, which an upgrade would not hand over.
  */
-__u32 sa_observed;
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sa_observed SEC(".maps");
+
+/* sa_verdict, which sa_skmsg calls. User space writes, at enable and upgrade. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sa_programs SEC(".maps");
 
 static __always_inline struct sa_config *sa_conf(void)
 {
@@ -226,6 +254,22 @@ static __always_inline struct sa_stats *sa_count(void)
 	return bpf_map_lookup_elem(&sa_stats, &zero);
 }
 
+static __always_inline __u32 sa_observations(void)
+{
+	__u32 zero = 0, *observed = bpf_map_lookup_elem(&sa_observed, &zero);
+
+	return observed ? *observed : 0;
+}
+
+/* Every direction looks at the tables again. */
+static __always_inline void sa_observe(void)
+{
+	__u32 zero = 0, *observed = bpf_map_lookup_elem(&sa_observed, &zero);
+
+	if (observed)
+		__sync_fetch_and_add(observed, 1);
+}
+
 /* Notes that a reader became unsafe; every direction looks again. */
 static __always_inline void sa_mark(__u64 cookie, __u32 mark)
 {
@@ -236,7 +280,7 @@ static __always_inline void sa_mark(__u64 cookie, __u32 mark)
 	if (known)
 		mark |= *known;
 	bpf_map_update_elem(&sa_marked, &cookie, &mark, BPF_ANY);
-	__sync_fetch_and_add(&sa_observed, 1);
+	sa_observe();
 }
 
 /*

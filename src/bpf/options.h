@@ -17,6 +17,10 @@
 #define SA_SO_TIMESTAMP_NEW 63
 #define SA_SO_TIMESTAMPNS_NEW 64
 #define SA_SO_TIMESTAMPING_NEW 65
+#define SA_SOL_IP 0
+#define SA_IP_TRANSPARENT 19
+#define SA_SOL_IPV6 41
+#define SA_IPV6_TRANSPARENT 75
 #define SA_SOL_TCP 6
 #define SA_TCP_REPAIR 19
 #define SA_TCP_ULP 31
@@ -64,6 +68,13 @@ static __always_inline __u32 sa_option_kind(__s32 level, __s32 optname)
 		return SA_OPTION_ENDS;
 	}
 	return SA_OPTION_HARMLESS;
+}
+
+/* A listener whose children may have another port than its own. */
+static __always_inline bool sa_is_transparent(__s32 level, __s32 optname)
+{
+	return (level == SA_SOL_IP && optname == SA_IP_TRANSPARENT) ||
+	       (level == SA_SOL_IPV6 && optname == SA_IPV6_TRANSPARENT);
 }
 
 /* The values that turn the option off, and 1 byte as the low-water mark. */

@@ -3,7 +3,7 @@
  * The path of one direction: what may be redirected, and when to change over.
  *
  * sa_decide() is a function of plain values, so that tables of cases can run
- * it (tests.bpf.c); sa_skmsg collects the values.
+ * it (tests.bpf.c); sa_verdict collects the values.
  */
 #ifndef SA_PATH_H
 #define SA_PATH_H
@@ -32,7 +32,7 @@ struct sa_view {
  * threads on one socket" in sockaccel(8). Absolute: a straggler must land behind
  * more than a reader can take while it is in flight, whatever the budget.
  */
-#define SA_HARD_MESSAGES 1024
+#define SA_HARD_MESSAGES 2048
 #define SA_HARD_BYTES (2u << 20)
 /* Of these so much must still wait. */
 #define SA_LONG_MESSAGES 256
@@ -51,9 +51,10 @@ static __always_inline bool sa_over(const struct sa_sock *st, const struct sa_vi
 	       (st->queued_bytes && (__u64)st->queued_bytes + v->size > v->budget_bytes);
 }
 
-static __always_inline __u32 sa_demote(struct sa_sock *st, __u32 why)
+static __always_inline __u32 sa_demote(struct sa_sock *st, const struct sa_view *v, __u32 why)
 {
 	st->path = SA_PATH_STACK;
+	st->straggler = !v->alone && (st->others || v->another_thread);
 	st->leaving = 0;
 	st->demotions++;
 	return why;
@@ -118,11 +119,13 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 	__u32 why = v->why;
 
 	if (v->forced)
-		return sa_demote(st, why);
+		return sa_demote(st, v, why);
 	/* Bytes went by TCP without us: the kernel fell back. */
 	if (v->write_seq != st->promoted_seq)
-		return sa_demote(st, SA_WHY_BEHIND);
-	if (v->another_thread)
+		return sa_demote(st, v, SA_WHY_BEHIND);
+	if (v->alone)
+		st->others = 0;
+	else if (v->another_thread)
 		st->others = 1;
 	if (!v->alone && v->another_thread)
 		st->company = 1;
@@ -151,21 +154,23 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 		st->leaving = why;
 		return 0;
 	}
-	/* The one thread that sent since the promotion is here: nothing of it is in flight. */
+	/* Only this thread has sent since one was last alone: nothing is in flight. */
 	if (v->alone || !st->others || conf->without_company_rule)
-		return sa_demote(st, why);
+		return sa_demote(st, v, why);
 	/*
 	 * Never left alone: a straggler in flight lands behind a long queue of
 	 * unread messages, so no reader can have passed it.
 	 */
 	if (v->queue_long && sa_over_hard_cap(st))
-		return sa_demote(st, why);
+		return sa_demote(st, v, why);
 	return 0;
 }
 
 static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *v,
 				      const struct sa_config *conf)
 {
+	if (v->alone)
+		st->straggler = 0;
 	if (v->why)
 		return v->why;
 	if (!conf->without_company_rule && (st->company || !v->alone))
@@ -181,6 +186,7 @@ static __always_inline __u32 sa_enter(struct sa_sock *st, const struct sa_view *
 	st->path = SA_PATH_REDIRECT;
 	st->promoted_seq = v->write_seq;
 	st->others = 0;
+	st->straggler = 0;
 	st->promotions++;
 	return 0;
 }

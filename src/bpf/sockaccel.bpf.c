@@ -4,14 +4,14 @@
 #include "kernel.h"
 #include "enrol.h"
 #include "direction.h"
+#include "drain.h"
 #include "dump.h"
 #include "options.h"
 #include "reuse.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-SEC("sockops")
-int sa_sockops(struct bpf_sock_ops *ops)
+static __always_inline int sa_on_sockops(struct bpf_sock_ops *ops, bool enrol)
 {
 	const struct tcp_sock___sa *tp;
 	struct bpf_sock *sk = ops->sk;
@@ -19,10 +19,12 @@ int sa_sockops(struct bpf_sock_ops *ops)
 
 	switch (ops->op) {
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		sa_on_established(ops, SA_ROLE_ACTIVE);
+		if (enrol)
+			sa_on_established(ops, SA_ROLE_ACTIVE);
 		return 1;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		sa_on_established(ops, SA_ROLE_PASSIVE);
+		if (enrol)
+			sa_on_established(ops, SA_ROLE_PASSIVE);
 		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		sa_on_connect(ops);
@@ -57,6 +59,19 @@ int sa_sockops(struct bpf_sock_ops *ops)
 	return 1;
 }
 
+SEC("sockops")
+int sa_sockops(struct bpf_sock_ops *ops)
+{
+	return sa_on_sockops(ops, true);
+}
+
+/* For a cgroup that drains: nothing new, and the guards of what is enrolled. */
+SEC("sockops")
+int sa_sockops_off(struct bpf_sock_ops *ops)
+{
+	return sa_on_sockops(ops, false);
+}
+
 static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v, __u32 why)
 {
 	struct sa_stats *stats = sa_count();
@@ -73,8 +88,19 @@ static __always_inline void sa_stack(struct sa_sock *st, const struct sa_view *v
 		__sync_fetch_and_add(&stats->stack_why[why], 1);
 }
 
+/*
+ * Each psock keeps the program that it was enrolled with. So that program is only
+ * a call through a map, and one write to the map changes it for all.
+ */
 SEC("sk_msg")
 int sa_skmsg(struct sk_msg_md *msg)
+{
+	bpf_tail_call(msg, &sa_programs, 0);
+	return SK_PASS;
+}
+
+SEC("sk_msg")
+int sa_verdict(struct sk_msg_md *msg)
 {
 	struct sa_view v = { .size = msg->size };
 	const struct sa_config *conf = sa_conf();
@@ -96,7 +122,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 	st->tid = pid_tgid;
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
-	generation = conf->generation + sa_observed + 1;
+	generation = conf->generation + sa_observations() + 1;
 	if (st->generation != generation)
 		sa_evaluate(st, generation);
 	if (!st->peer_cookie) {
@@ -123,6 +149,9 @@ int sa_skmsg(struct sk_msg_md *msg)
 		}
 	}
 
+	/* It stays redirected though something stands against it: ask the drain. */
+	if (!why && v.why && sa_is_cut(st))
+		why = sa_demote(st, &v, SA_WHY_DISABLED);
 	if (why == SA_WHY_STUCK) {
 		st->why = why;
 		sa_add(stack_why[SA_WHY_STUCK], 1);
@@ -139,8 +168,7 @@ int sa_skmsg(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	if (bpf_msg_redirect_hash(msg, &sa_sockhash, &st->peer_cookie, BPF_F_INGRESS) != SK_PASS) {
-		st->path = SA_PATH_STACK;
-		st->demotions++;
+		sa_demote(st, &v, SA_WHY_MISSED);
 		sa_stack(st, &v, SA_WHY_MISSED);
 		return SK_PASS;
 	}
@@ -201,6 +229,8 @@ int sa_setsockopt(struct bpf_sockopt *ctx)
 	/* More than a page: let the kernel have the caller's own buffer. */
 	if (ctx->optlen > 4096)
 		ctx->optlen = 0;
+	if (sk && sa_is_transparent(ctx->level, ctx->optname))
+		bpf_sk_storage_get(&sa_listening, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (kind == SA_OPTION_HARMLESS || sa_option_off(ctx) || !sk)
 		return 1;
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
@@ -244,5 +274,28 @@ SEC("iter/sockmap")
 int sa_iter_dump(struct bpf_iter__sockmap___sa *ctx)
 {
 	sa_dump_one(ctx);
+	return 0;
+}
+
+SEC("iter/sockmap")
+int sa_iter_drain(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_drain_one(ctx, false);
+	return 0;
+}
+
+/* Takes out also what has unread bytes: they are lost. */
+SEC("iter/sockmap")
+int sa_iter_drop(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_drain_one(ctx, true);
+	return 0;
+}
+
+/* The cgroup is enabled again. */
+SEC("iter/sockmap")
+int sa_iter_keep(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_keep_one(ctx);
 	return 0;
 }

@@ -66,7 +66,7 @@ static __always_inline bool sa_ask_leave(const struct sa_sock *st, struct sa_con
 	if (!psk || !sa_nothing_comes(own, psk))
 		return false;
 	was = __sync_fetch_and_or(&conn->gate, leaving) | leaving;
-	__sync_fetch_and_add(&sa_observed, 1);
+	sa_observe();
 	if (!(was & refused) && sa_nothing_comes(own, psk) &&
 	    __sync_val_compare_and_swap(&conn->gate, was, (was & ~leaving) | gone) == was)
 		return true;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, disable};
 use crate::doctor::{self, Risk};
 use crate::error::{Error, Result, on};
 use crate::output::{say, write};
@@ -76,7 +76,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         return tell(context, &would, false, false);
     }
     if wanted.cgroups.is_empty() {
-        Instance::open_to_remove(&context.place)?.disable()?;
+        disable::drain(context, &disable::Args::whole())?;
         return tell(context, &would, false, true);
     }
     if needs_leave(now.as_ref().map(|(setup, _)| setup), &wanted) {

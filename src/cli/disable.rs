@@ -1,36 +1,285 @@
 //! `disable`
 
+use std::io::{IsTerminal, Write, stderr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
-use super::entry::InstanceChanged;
+use super::addr::{local, remote};
 use crate::error::{Error, Result};
+use crate::maps::layout::Dump;
+use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Change, Instance};
+use crate::state::{DEFAULT_INSTANCE, Drained, Patience, disable};
+
+/// Between two lines on progress where nobody watches, and where somebody may.
+const RARELY: Duration = Duration::from_secs(5);
+const OFTEN: Duration = Duration::from_millis(200);
 
 /// Options of `disable`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without --cgroup the whole instance is disabled. Live connections go on, as plain TCP from their
-next message; what was already redirected can still be read.
+Live connections become plain TCP: those that have nothing unread at once, the others as soon as
+it is read. What is left when the time is over goes on draining, and disable can be run again.
 
-Example:  sockaccel disable --cgroup /sys/fs/cgroup/web")]
+Example:  sockaccel disable --cgroup /sys/fs/cgroup/web --timeout 1m")]
 pub struct Args {
     /// Only take this cgroup out
     #[arg(long = "cgroup", value_name = "PATH")]
     cgroup: Option<PathBuf>,
+    /// How long to wait for what is unread: 500ms, 5s, 2m, 1h [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "now")]
+    timeout: Option<Duration>,
+    /// Do not wait: drop what is unread
+    #[arg(long)]
+    now: bool,
 }
 
-/// Runs `disable`; what is not enabled is disabled already.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => 0,
+    };
+    number
+        .parse()
+        .ok()
+        .filter(|_| milliseconds > 0)
+        .and_then(|number: u64| number.checked_mul(milliseconds))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is not a duration, like 500ms, 5s, 2m or 1h"))
+}
+
+/// What `disable` did.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Disabled<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False when it was so before.
+    changed: bool,
+    /// Sockets that lost what was unread.
+    dropped: Vec<Leaving>,
+}
+
+/// A socket on its way out.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Leaving {
+    /// Of the socket, unique for the boot.
+    cookie: String,
+    /// Own address and port.
+    local: SocketAddr,
+    /// The other end's, as this one sees it.
+    remote: SocketAddr,
+    /// Of the process that connected or sent last.
+    pid: Option<u32>,
+    /// Redirected to it and not read yet.
+    unread_bytes: u64,
+    /// `next_look`, `unread`, `peer_unread`, `sender` or `peer`; null where it is out.
+    waits_for: Option<&'static str>,
+}
+
+impl Args {
+    /// All of the instance, with the usual patience.
+    pub fn whole() -> Self {
+        Self {
+            cgroup: None,
+            timeout: None,
+            now: false,
+        }
+    }
+}
+
+/// Runs `disable`.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let drained = drain(context, args)?;
+    context.output.print_json(&Disabled {
+        instance: &context.place.instance,
+        changed: drained.changed,
+        dropped: drained.dropped.iter().map(to_json).collect(),
+    })
+}
+
+/// Disables, and says what there is to say; what is not enabled is disabled already.
+pub fn drain(context: &Context, args: &Args) -> Result<Drained> {
     // Not root, not a cgroup: to be told also where nothing is enabled.
     let cgroup = args.cgroup.as_deref().map(Cgroup::open).transpose()?;
-    let change = match (Instance::open_to_remove(&context.place), cgroup) {
-        (Err(Error::NotEnabled { .. }), _) => Change::Nothing,
-        (instance, None) => instance?.disable()?,
-        (instance, Some(cgroup)) => instance?.disable_cgroup(cgroup.id)?,
+    let patience = Patience {
+        timeout: args.timeout.unwrap_or(Duration::from_secs(5)),
+        now: args.now,
     };
-    context
-        .output
-        .print_json(&InstanceChanged::new(context, change))
+    let mut progress = Progress::new();
+    let drained = disable(
+        &context.place,
+        cgroup.as_ref().map(|cgroup| cgroup.id),
+        patience,
+        |waiting| progress.tell(waiting),
+    )?;
+    progress.end();
+    if drained.unseen {
+        say(
+            "sockaccel: pins are missing, so live connections could not be looked at: their \
+             sockets stay in the table until they close",
+        );
+    }
+    if !drained.dropped.is_empty() {
+        say(format_args!(
+            "sockaccel: dropped {} unread on {}",
+            bytes(&drained.dropped),
+            sockets(drained.dropped.len())
+        ));
+    }
+    if !drained.waiting.is_empty() {
+        return Err(Error::Draining(out_of_time(
+            context, args, &drained, patience,
+        )));
+    }
+    Ok(drained)
+}
+
+/// A socket on its way out, as `status` and `disable` tell of it.
+pub fn to_json(socket: &Dump) -> Leaving {
+    let sock = &socket.sock;
+    Leaving {
+        cookie: sock.cookie.to_string(),
+        local: local(&sock.tuple),
+        remote: remote(&sock.tuple),
+        pid: (sock.tgid != 0).then_some(sock.tgid),
+        unread_bytes: socket.unread_bytes,
+        waits_for: socket.waits_for(),
+    }
+}
+
+/// The same in a line.
+pub fn to_line(socket: &Dump) -> String {
+    let sock = &socket.sock;
+    let of = match sock.tgid {
+        0 => String::new(),
+        pid => format!(" of process {pid}"),
+    };
+    let waits = match socket.waits_for() {
+        Some("unread") => format!("{} bytes unread", socket.unread_bytes),
+        Some("peer_unread") => "its peer has not read all".to_owned(),
+        Some("sender") => "a send may be under way".to_owned(),
+        Some("peer") => "its peer drains first".to_owned(),
+        _ => "not looked at yet".to_owned(),
+    };
+    format!(
+        "socket {} {} -> {}{of}: {waits}",
+        sock.cookie,
+        local(&sock.tuple),
+        remote(&sock.tuple)
+    )
+}
+
+fn bytes(sockets: &[Dump]) -> String {
+    format!(
+        "{} bytes",
+        sockets.iter().map(|s| s.unread_bytes).sum::<u64>()
+    )
+}
+
+fn sockets(n: usize) -> String {
+    format!("{n} socket{}", if n == 1 { "" } else { "s" })
+}
+
+fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
+    let instance = match context.place.instance.as_str() {
+        DEFAULT_INSTANCE => String::new(),
+        name => format!(" --instance {name}"),
+    };
+    let cgroup = match &args.cgroup {
+        None => String::new(),
+        Some(path) => format!(" --cgroup {}", path.display()),
+    };
+    let status = format!("sockaccel status{instance}");
+    let again = format!("sockaccel disable{instance}{cgroup}");
+    format!(
+        "not drained in {:?}: {} left in instance {}, {} unread\n  \
+         To see them:  {status}\n  \
+         To wait on:  {again} --timeout 1m\n  \
+         To lose what is unread:  {again} --now",
+        patience.timeout,
+        sockets(drained.waiting.len()),
+        context.place.instance,
+        bytes(&drained.waiting),
+    )
+}
+
+/// Says now and then what a drain waits for.
+struct Progress {
+    terminal: bool,
+    last: Instant,
+    told: bool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            terminal: stderr().is_terminal(),
+            last: Instant::now(),
+            told: false,
+        }
+    }
+
+    fn tell(&mut self, waiting: &[Dump]) {
+        if self.last.elapsed() < if self.terminal { OFTEN } else { RARELY } {
+            return;
+        }
+        self.last = Instant::now();
+        let text = format!(
+            "draining: {} left, {} unread",
+            sockets(waiting.len()),
+            bytes(waiting)
+        );
+        if self.terminal {
+            // Nobody may be reading it.
+            let _ = write!(stderr(), "\r\x1b[K{text}");
+            self.told = true;
+        } else {
+            say(text);
+        }
+    }
+
+    fn end(&self) {
+        if self.told {
+            let _ = write!(stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, expected) in [
+            ("500ms", Some(500)),
+            ("5", Some(5_000)),
+            ("5s", Some(5_000)),
+            ("2m", Some(120_000)),
+            ("1h", Some(3_600_000)),
+            ("0", Some(0)),
+            ("", None),
+            ("s", None),
+            ("-1s", None),
+            ("1d", None),
+            ("1.5s", None),
+            ("99999999999999999999h", None),
+            ("9999999999999999h", None),
+        ] {
+            let got = duration(text).ok().map(|d| d.as_millis());
+            assert_eq!(got, expected, "{text}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ mod service;
 mod stats;
 mod status;
 mod top;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -96,6 +97,8 @@ enum Command {
     Enable(enable::Args),
     /// Stop accelerating; live connections go on as plain TCP
     Disable(disable::Args),
+    /// Replace the programs that run by those of this version
+    Upgrade(upgrade::Args),
     /// Run a command, accelerate what it and its children do among themselves
     Run(run::Args),
     /// Make an instance what a file says
@@ -259,6 +262,7 @@ impl Cli {
             Command::Disable(args) => disable::run(&context, &args),
             Command::Apply(args) => apply::run(&context, &args),
             Command::Export => apply::export(&context),
+            Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Status => status::run(&context),
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)

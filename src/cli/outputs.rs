@@ -7,8 +7,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
 use super::{
-    apply, assert, dump, endpoint, entry, events, explain, identity, policy, run, service, stats,
-    status,
+    apply, assert, disable, dump, endpoint, entry, events, explain, identity, policy, run, service,
+    stats, status,
 };
 use crate::{bench, doctor, error, spec};
 
@@ -29,7 +29,8 @@ pub fn all() -> Vec<Json> {
     vec![
         of::<error::Failure>("errors"),
         of::<entry::InstanceChanged>("enable"),
-        of::<entry::InstanceChanged>("disable"),
+        of::<disable::Disabled>("disable"),
+        of::<entry::InstanceChanged>("upgrade"),
         of::<run::Told>("run"),
         of::<apply::Applied>("apply"),
         of::<spec::Spec>("export"),

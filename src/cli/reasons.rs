@@ -7,7 +7,7 @@ use crate::maps::Stats;
 use crate::outcome::{Outcome, REASONS, WHYS};
 
 /// Reasons of each kind that are told at most.
-const TOP: usize = 5;
+pub const TOP: usize = 5;
 
 /// One reason with how often.
 #[derive(Debug, Clone)]

@@ -5,32 +5,29 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::reasons::{self, Reason};
-use super::{Context, stats};
+use super::reasons::{self, Reason, TOP};
+use super::{Context, disable, stats};
 use crate::doctor::Risk;
 use crate::error::Result;
-use crate::maps::Stats;
-use crate::maps::layout::{Config, SCOPE_ENDPOINTS};
-use crate::state::{Attached, Instance, Observer};
+use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
+use crate::maps::{Stats, sockets};
+use crate::state::{self, Attached, Instance, Observer, cgroup};
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
     let instance = Instance::open(&context.place)?;
     let config = instance.config()?;
     let attached = instance.attached()?;
+    let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = reasons::top(&counters);
     let value = State {
         instance: instance.name(),
         enabled: config.enabled != 0,
         unfinished_apply: config.changing % 2 == 1,
-        cgroups: attached
-            .iter()
-            .map(|cgroup| CgroupState {
-                id: cgroup.id.to_string(),
-                path: cgroup.path.clone(),
-            })
-            .collect(),
+        programs: programs(&config),
+        draining: draining.to_json(),
+        cgroups: attached.iter().map(CgroupState::new).collect(),
         scope: scope(&config),
         blocking_readers: blocking(&config),
         max_sockets: instance.max_sockets()?,
@@ -44,6 +41,7 @@ pub fn run(context: &Context) -> Result<()> {
             &instance,
             &config,
             &attached,
+            &draining,
             &counters,
             &reasons,
             &context.place.instances(),
@@ -60,6 +58,10 @@ pub struct State<'a> {
     enabled: bool,
     /// An apply was killed half-way.
     unfinished_apply: bool,
+    /// `current`, `other` or `mixed`: whether its programs are those of this command.
+    programs: &'a str,
+    /// What is on its way out.
+    draining: DrainingState,
     /// The cgroups it is attached to.
     cgroups: Vec<CgroupState>,
     /// `local` or `endpoints`.
@@ -86,6 +88,88 @@ struct CgroupState {
     path: Option<PathBuf>,
 }
 
+impl CgroupState {
+    fn new(cgroup: &Attached) -> Self {
+        Self {
+            id: cgroup.id.to_string(),
+            path: cgroup.path.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct DrainingState {
+    /// Cgroups that were taken out.
+    cgroups: Vec<CgroupState>,
+    /// Sockets of theirs that have not left yet.
+    sockets: Vec<disable::Leaving>,
+}
+
+/// What is on its way out, and what waits where.
+struct Draining {
+    cgroups: Vec<Attached>,
+    sockets: Vec<Dump>,
+}
+
+impl Draining {
+    fn read(instance: &Instance) -> Result<Self> {
+        let mut sockets = sockets::read(&instance.dir())?;
+        sockets.retain(|socket| socket.waits_for().is_some());
+        sockets.sort_by_key(|socket| std::cmp::Reverse(socket.unread_bytes));
+        let cgroups = instance.draining()?.into_iter().map(|id| Attached {
+            id,
+            path: cgroup::path_of(id),
+        });
+        Ok(Self {
+            cgroups: cgroups.collect(),
+            sockets,
+        })
+    }
+
+    fn to_json(&self) -> DrainingState {
+        DrainingState {
+            cgroups: self.cgroups.iter().map(CgroupState::new).collect(),
+            sockets: self.sockets.iter().map(disable::to_json).collect(),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .cgroups
+            .iter()
+            .map(|cgroup| format!("draining: {}", cgroup_text(cgroup)))
+            .collect();
+        let shown = self.sockets.iter().take(TOP);
+        lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
+        if self.sockets.len() > TOP {
+            lines.push(format!(
+                "draining: {} more sockets",
+                self.sockets.len() - TOP
+            ));
+        }
+        if !lines.is_empty() {
+            lines.push("  To wait for it:  sockaccel disable   To drop it:  --now".to_owned());
+        }
+        lines
+    }
+}
+
+fn cgroup_text(cgroup: &Attached) -> String {
+    match &cgroup.path {
+        Some(path) => format!("cgroup {}", path.display()),
+        None => format!("cgroup id {} (removed)", cgroup.id),
+    }
+}
+
+/// Whose programs run.
+fn programs(config: &Config) -> &'static str {
+    match config.build {
+        0 => "mixed",
+        build if build == state::build() => "current",
+        _ => "other",
+    }
+}
+
 fn scope(config: &Config) -> &'static str {
     if config.scope == SCOPE_ENDPOINTS {
         "endpoints"
@@ -106,6 +190,7 @@ fn to_text(
     instance: &Instance,
     config: &Config,
     attached: &[Attached],
+    draining: &Draining,
     stats: &Stats,
     reasons: &[Reason],
     instances: &[String],
@@ -115,8 +200,10 @@ fn to_text(
         instance.name(),
         if config.enabled != 0 {
             "enabled"
+        } else if attached.is_empty() {
+            "draining"
         } else {
-            "being set up or taken down"
+            "not set up to the end (run enable again)"
         },
         scope(config),
         blocking(config),
@@ -126,11 +213,17 @@ fn to_text(
             "an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE".to_owned(),
         );
     }
-    for cgroup in attached {
-        lines.push(match &cgroup.path {
-            Some(path) => format!("cgroup {}", path.display()),
-            None => format!("cgroup id {} (removed)", cgroup.id),
-        });
+    lines.extend(attached.iter().map(cgroup_text));
+    lines.extend(draining.lines());
+    match programs(config) {
+        "mixed" => lines.push(
+            "an upgrade did not come to its end\n  To finish it:  sockaccel upgrade".to_owned(),
+        ),
+        "other" => lines.push(
+            "the programs are of another version than this command\n  To change over:  sockaccel upgrade"
+                .to_owned(),
+        ),
+        _ => {}
     }
     let total = stats.redirected_messages + stats.stack_messages;
     lines.push(format!(

@@ -93,7 +93,9 @@ pub struct Conn {
     pub timer: [u64; 2],
     pub looks: u32,
     pub suspect: u32,
-    pub pad: [u32; 6],
+    pub draining: u32,
+    pub cut: u32,
+    pub pad: [u32; 4],
 }
 
 /// `struct sa_sock`: what a socket knows of itself and its direction.
@@ -148,6 +150,10 @@ pub struct Sock {
     pub unanswered: u32,
     pub answers: u32,
     pub judged: u32,
+    pub drain: u32,
+    pub cut: u32,
+    pub straggler: u32,
+    pub pad: u32,
     pub tuple: Tuple,
 }
 
@@ -163,7 +169,25 @@ pub struct Dump {
     pub inode: u32,
     pub uid: u32,
     pub nonblock: u32,
-    pub pad: u32,
+    pub waits: u32,
+}
+
+/// `enum sa_waits`: what a draining socket waits for, in order.
+pub const WAITS: [&str; 6] = ["", "next_look", "unread", "peer_unread", "sender", "peer"];
+
+impl Dump {
+    /// A walk of `sa_iter_drop` took it out with what was unread.
+    pub fn was_dropped(&self) -> bool {
+        self.waits as usize == WAITS.len()
+    }
+
+    /// What it waits for, `None` when it does not drain.
+    pub fn waits_for(&self) -> Option<&'static str> {
+        WAITS
+            .get(self.waits as usize)
+            .copied()
+            .filter(|name| !name.is_empty())
+    }
 }
 
 /// `struct sa_event`: one record of the ring buffer `sa_events`.
@@ -284,6 +308,17 @@ pub struct PolicyKey {
     pub pad: [u8; 3],
 }
 
+/// `struct sa_passed`: one side of a connection that was passed over.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Passed {
+    pub conn_id: u64,
+    pub cookie: u64,
+    pub reason: u32,
+    pub pad: u32,
+}
+
 /// `struct sa_policy`
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -315,6 +350,7 @@ pub struct Config {
     pub without_observer: u32,
     pub stream_limit: u32,
     pub admit_all: u32,
+    pub build: u64,
 }
 
 macro_rules! values {
@@ -368,12 +404,13 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 288);
-    assert!(size_of::<Dump>() == 320);
+    assert!(size_of::<Sock>() == 304);
+    assert!(size_of::<Dump>() == 336);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Audience>() == 16);
+    assert!(size_of::<Passed>() == 24);
     assert!(size_of::<Cidr>() == 24);
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);
-    assert!(size_of::<Config>() == 64);
+    assert!(size_of::<Config>() == 72);
 };

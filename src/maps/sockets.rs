@@ -13,7 +13,12 @@ use crate::sys;
 
 /// Every socket in `sa_sockhash`, each once, in no order.
 pub fn read(dir: &Path) -> Result<Vec<Dump>> {
-    let program = dir.join("sa_iter_dump");
+    walk(dir, "sa_iter_dump")
+}
+
+/// Runs an iterator program over `sa_sockhash`; its records.
+pub fn walk(dir: &Path, program: &str) -> Result<Vec<Dump>> {
+    let program = dir.join(program);
     let map = dir.join("sa_sockhash");
     let program_fd =
         sys::bpf::open_pinned(&program).map_err(|e| Error::path("open program", &program, e))?;

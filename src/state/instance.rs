@@ -11,10 +11,12 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
+use super::drain::draining_dir;
 use super::filters::Filters;
 use super::observer::Observer;
 use super::tables::Tables;
 use super::tracefs;
+use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
 use crate::maps::Table;
 use crate::maps::layout::{
@@ -29,18 +31,22 @@ use crate::sys::bpf::{self, AttachType};
     unsafe_code,
     clippy::undocumented_unsafe_blocks
 )]
-mod skel {
+pub(super) mod skel {
     include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
 }
 
 /// The programs attached to every enabled cgroup, and how. Options are watched
 /// before the first socket is enrolled.
-const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
+pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
     ("sa_connect4", AttachType::CgroupConnect4),
     ("sa_connect6", AttachType::CgroupConnect6),
     ("sa_setsockopt", AttachType::CgroupSetsockopt),
     ("sa_sockops", AttachType::CgroupSockOps),
 ];
+
+/// For pins that somebody has removed.
+const MISSING_HINT: &str =
+    "If it is missing, make it again:  sockaccel upgrade   or start anew:  sockaccel disable --now";
 
 /// What `enable` can set. `None` leaves what an existing instance has.
 #[derive(Debug, Clone, Default)]
@@ -120,6 +126,14 @@ impl Instance {
         Ok(instance)
     }
 
+    /// Opens for changing what runs, whole again where pins were missing.
+    pub(super) fn open_to_repair(place: &Place) -> Result<(Self, Change)> {
+        let instance = Self::open_to_remove(place)?;
+        let change = instance.repair()?;
+        instance.check_layout()?;
+        Ok((instance, change))
+    }
+
     /// Opens for taking it down, which one with missing pins must allow.
     pub fn open_to_remove(place: &Place) -> Result<Self> {
         let lock = place.write_existing()?;
@@ -145,6 +159,10 @@ impl Instance {
                 place: place.clone(),
                 _lock: lock,
             };
+            if let Err(Error::Refused(why)) = instance.check_layout() {
+                return Err(Error::Refused(why));
+            }
+            instance.repair()?;
             instance.check_layout()?;
             return instance.extend(&cgroups, settings);
         }
@@ -182,6 +200,7 @@ impl Instance {
             return Err(error);
         }
         let instance = Self::locked(place, lock);
+        instance.reconcile()?;
         instance.change_config(|config| config.enabled = 1)
     }
 
@@ -206,14 +225,13 @@ impl Instance {
             }
         }
         let old = self.config()?;
-        self.mend(&old)?;
         let before = self.attached()?;
         let new: Vec<&Cgroup> = cgroups
             .iter()
             .copied()
             .filter(|c| before.iter().all(|b| b.id != c.id))
             .collect();
-        attach_all(&dir, &new)?;
+        self.attach(&new)?;
         let mut change = if new.is_empty() {
             Change::Nothing
         } else {
@@ -239,38 +257,23 @@ impl Instance {
                 config.generation = config.generation.wrapping_add(1);
             }
         })?;
+        self.reconcile()?;
+        self.keep()?;
         Ok(change)
     }
 
-    /// Takes one cgroup out; its connections stay enrolled until they close.
-    pub fn disable_cgroup(self, id: u64) -> Result<Change> {
-        if self.attached()?.iter().all(|a| a.id != id) {
-            return Ok(Change::Nothing);
-        }
-        if self.attached()?.len() == 1 {
-            return self.disable();
-        }
-        self.detach(id)?;
-        Ok(Change::Done)
-    }
-
-    /// Detaches from one cgroup.
-    pub(super) fn detach(&self, id: u64) -> Result<()> {
-        let pins = cgroup_dir(&self.dir(), id);
-        let leaving = self.dir().join(format!("_old-{id}"));
-        fs::rename(&pins, &leaving).map_err(on("rename", &pins))?;
-        remove_tree(&leaving)
-    }
-
-    /// Attaches to these cgroups or to none of them.
+    /// Attaches to these cgroups or to none of them; those that drain are back in
+    /// service. For `reconcile` and `keep` to end.
     pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<()> {
-        attach_all(&self.dir(), cgroups)
-    }
-
-    /// Makes good what a `disable` that was killed had taken apart.
-    pub(super) fn mend(&self, config: &Config) -> Result<()> {
-        if config.enabled == 0 && !self.dir().join("link-skmsg").exists() {
-            attach_skmsg(&self.dir())?;
+        let dir = self.dir();
+        let (back, new): (Vec<&Cgroup>, Vec<&Cgroup>) = cgroups
+            .iter()
+            .copied()
+            .partition(|c| draining_dir(self, c.id).exists());
+        attach_all(&dir, &new)?;
+        for cgroup in &back {
+            let pins = draining_dir(self, cgroup.id);
+            fs::rename(&pins, cgroup_dir(&dir, cgroup.id)).map_err(on("rename", &pins))?;
         }
         Ok(())
     }
@@ -310,14 +313,10 @@ impl Instance {
         })
     }
 
-    /// Stops redirecting, detaches, unpins. Live sockets stay in the map, which
-    /// their own programs keep alive, and are never deleted from it.
-    pub fn disable(self) -> Result<Change> {
-        let switched_off = self
-            .change_config(|config| config.enabled = 0)
-            .and_then(|()| detach_skmsg(&self.dir()));
-        match switched_off {
-            // With a pin missing there is nothing to switch off by it.
+    /// Detaches and unpins. What is still in the table of sockets stays there:
+    /// their own programs keep it alive.
+    pub(super) fn take_down(&self) -> Result<()> {
+        match detach_skmsg(&self.dir()) {
             Err(e) if !e.is_not_found() => return Err(e),
             _ => {}
         }
@@ -325,7 +324,7 @@ impl Instance {
         fs::rename(self.dir(), &leaving).map_err(on("rename", &self.dir()))?;
         remove_tree(&leaving)?;
         self.place.remove_base_if_empty();
-        Ok(Change::Done)
+        Ok(())
     }
 
     /// Its directory of pins.
@@ -348,25 +347,29 @@ impl Instance {
 
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
-        let dir = self.dir();
-        let mut attached: Vec<Attached> = fs::read_dir(&dir)
-            .map_err(on("read directory", &dir))?
-            .flatten()
-            .filter_map(|entry| {
-                entry
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix("cgroup-")?
-                    .parse()
-                    .ok()
-            })
+        Ok(self
+            .directories("cgroup-")?
+            .into_iter()
             .map(|id| Attached {
                 id,
                 path: cgroup::path_of(id),
             })
+            .collect())
+    }
+
+    /// The ids that its directories with this prefix name, in order.
+    pub(super) fn directories(&self, prefix: &str) -> Result<Vec<u64>> {
+        let dir = self.dir();
+        let mut ids: Vec<u64> = fs::read_dir(&dir)
+            .map_err(on("read directory", &dir))?
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                name.to_str()?.strip_prefix(prefix)?.parse().ok()
+            })
             .collect();
-        attached.sort_by_key(|a| a.id);
-        Ok(attached)
+        ids.sort_unstable();
+        Ok(ids)
     }
 
     /// The switches and tunables.
@@ -414,7 +417,7 @@ impl Instance {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  disable it with the version that made it, then enable",
+            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it (sockaccel disable), then enable it with this one",
             self.place.instance, config.layout
         )))
     }
@@ -434,19 +437,13 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
         }
     }
     let observer = settings.observer.unwrap_or_else(Observer::choose);
-    open.progs
-        .sa_splice
-        .set_autoload(observer == Observer::Tracepoint);
-    open.progs
-        .sa_splice_read
-        .set_autoload(observer == Observer::Fentry);
+    load_observer(&mut open, observer);
     let mut skeleton = open
         .load()
         .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
 
     for mut map in skeleton.object_mut().maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        // Global variables live and die with the programs.
         if name.starts_with("sa_") {
             map.pin(dir.join(&name))
                 .map_err(|e| Error::bpf("pin map", name, &e))?;
@@ -467,6 +464,7 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
         budget_bytes: 256 * 1024,
         max_message: u32::MAX,
         stream_limit: 8192,
+        build: upgrade::build(),
         ..Config::new_zeroed()
     };
     apply(&mut config, settings);
@@ -474,7 +472,28 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
     Filters::new(&settings.ports, &settings.cidrs).write(&Filters::default(), dir)?;
     tables.write(dir)?;
 
+    set_verdict(dir)?;
     attach_skmsg(dir)?;
+    attach_observer(&mut skeleton, observer, dir)?;
+    attach_all(dir, cgroups)
+}
+
+/// Of the two forms of the observer only this one is loaded.
+pub(super) fn load_observer(open: &mut skel::OpenSockaccelSkel<'_>, observer: Observer) {
+    open.progs
+        .sa_splice
+        .set_autoload(observer == Observer::Tracepoint);
+    open.progs
+        .sa_splice_read
+        .set_autoload(observer == Observer::Fentry);
+}
+
+/// Attaches the splice observer, and pins its link below `dir`.
+pub(super) fn attach_observer(
+    skeleton: &mut skel::SockaccelSkel<'_>,
+    observer: Observer,
+    dir: &Path,
+) -> Result<()> {
     if observer == Observer::Tracepoint {
         tracefs::ensure()?;
     }
@@ -489,8 +508,7 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
             Error::bpf("attach", what, &e)
         })?
         .pin(dir.join("link-splice"))
-        .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))?;
-    attach_all(dir, cgroups)
+        .map_err(|e| Error::bpf("pin", "the link of the splice observer", &e))
 }
 
 fn apply(config: &mut Config, settings: &Settings) {
@@ -526,7 +544,7 @@ impl From<ipnet::IpNet> for Cidr {
     }
 }
 
-fn cgroup_dir(dir: &Path, id: u64) -> PathBuf {
+pub(super) fn cgroup_dir(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("cgroup-{id}"))
 }
 
@@ -558,13 +576,28 @@ fn attach_all(dir: &Path, cgroups: &[&Cgroup]) -> Result<()> {
 fn attach(dir: &Path, cgroup: &Cgroup) -> Result<()> {
     let pins = new_cgroup_dir(dir, cgroup.id);
     fs::create_dir(&pins).map_err(on("create", &pins))?;
-    CGROUP_PROGRAMS.iter().try_for_each(|(name, kind)| {
-        let program = open_pin(&dir.join(name))?;
-        let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), *kind)
-            .map_err(|e| attach_error(cgroup, name, e))?;
-        let pin = pins.join(name);
-        bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
-    })
+    CGROUP_PROGRAMS
+        .into_iter()
+        .try_for_each(|(name, kind)| attach_one(dir, cgroup, &pins, name, kind))
+}
+
+pub(super) fn attach_one(
+    dir: &Path,
+    cgroup: &Cgroup,
+    pins: &Path,
+    name: &str,
+    kind: AttachType,
+) -> Result<()> {
+    // Enrols when all of it is in place, see reconcile().
+    let idle = match kind {
+        AttachType::CgroupSockOps => "sa_sockops_off",
+        _ => name,
+    };
+    let program = open_pin(&dir.join(idle))?;
+    let link = bpf::link_create(program.as_fd(), cgroup.dir.as_fd(), kind)
+        .map_err(|e| attach_error(cgroup, name, e))?;
+    let pin = pins.join(name);
+    bpf::pin(link.as_fd(), &pin).map_err(on("pin", &pin))
 }
 
 /// The privileges were probed before, so EPERM is about the cgroup: a program
@@ -585,7 +618,7 @@ fn attach_error(cgroup: &Cgroup, program: &str, error: std::io::Error) -> Error 
 }
 
 /// Sockets enrolled from now on run `sa_skmsg`.
-fn attach_skmsg(dir: &Path) -> Result<()> {
+pub(super) fn attach_skmsg(dir: &Path) -> Result<()> {
     let (program, map) = (
         open_pin(&dir.join("sa_skmsg"))?,
         open_pin(&dir.join("sa_sockhash"))?,
@@ -617,14 +650,14 @@ fn detach_skmsg(dir: &Path) -> Result<()> {
         .map_err(|e| Error::os("detach sa_skmsg from", "sa_sockhash", e))
 }
 
-fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
-    bpf::open_pinned(path).map_err(on("open", path))
+pub(super) fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
+    bpf::open_pinned(path).map_err(|e| on("open", path)(e).hint(MISSING_HINT))
 }
 
-fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
+pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
     let path = dir.join(name);
     MapHandle::from_pinned_path(&path)
-        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
+        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e).hint(MISSING_HINT))
 }
 
 fn read_config(dir: &Path) -> Result<Config> {

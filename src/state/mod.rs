@@ -3,17 +3,22 @@
 pub mod bpffs;
 pub mod cgroup;
 mod dir;
+mod drain;
 pub mod filters;
 mod instance;
 mod observer;
 pub mod process;
+mod repair;
 mod setup;
 pub mod sock_diag;
 pub mod tables;
 pub mod temporary;
 pub mod tracefs;
+mod upgrade;
 
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
+pub use drain::{Drained, Patience, disable};
 pub use instance::{Attached, Change, Instance, Settings};
 pub use observer::Observer;
 pub use setup::{Difference, Setup};
+pub use upgrade::{build, upgrade};

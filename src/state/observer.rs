@@ -17,7 +17,7 @@ pub enum Observer {
     /// At the entry of the system call splice(2).
     Tracepoint,
     /// At the entry of the kernel's function that all splicing from TCP sockets
-    /// goes through, `io_uring`'s as well.
+    /// goes through, that of `io_uring` as well.
     Fentry,
 }
 

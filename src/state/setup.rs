@@ -223,6 +223,10 @@ impl Instance {
             return Ok(Difference::between(None, Some(to)));
         }
         let instance = Self::locked(place, lock);
+        if let Err(Error::Refused(why)) = instance.check_layout() {
+            return Err(Error::Refused(why));
+        }
+        instance.repair()?;
         instance.check_layout()?;
         let from = instance.setup()?;
         if from == *to && instance.is_settled()? {
@@ -246,7 +250,6 @@ impl Instance {
     /// sequence count (see `sa_ask_tables()` of src/bpf/direction.h), then all
     /// that the new one admits.
     fn go(&self, from: &Setup, to: &Setup, cgroups: &[Cgroup]) -> Result<()> {
-        self.mend(&self.config()?)?;
         let both = from.filters.both(&to.filters);
         if from.filters != to.filters {
             self.step(&from.filters, &both)?;
@@ -258,7 +261,7 @@ impl Instance {
         })?;
         for id in from.cgroups.keys() {
             if !to.cgroups.contains_key(id) {
-                self.detach(*id)?;
+                self.retire(Some(*id))?;
             }
         }
 
@@ -281,7 +284,9 @@ impl Instance {
             .iter()
             .filter(|cgroup| !from.cgroups.contains_key(&cgroup.id))
             .collect();
-        self.attach(&new)
+        self.attach(&new)?;
+        self.reconcile()?;
+        self.keep()
     }
 
     /// After a failure: to what was. What cannot be undone is said.

@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::bpffs;
 use super::cgroup::{self, Cgroup, members};
 use super::dir::Place;
+use super::drain::{self, Patience};
 use super::instance::{Instance, Settings};
 use crate::error::{Error, Result, on};
 
@@ -174,11 +175,19 @@ fn is_taken(error: &Error) -> bool {
     matches!(error, Error::Os { source, .. } if source.kind() == ErrorKind::AlreadyExists)
 }
 
+/// What outlives the command gets a moment to read what was redirected to it.
 fn disable(place: &Place) -> Result<()> {
-    match Instance::open_to_remove(place) {
-        Err(Error::NotEnabled { .. }) => Ok(()),
-        instance => instance?.disable().map(drop),
+    let patience = |now| Patience {
+        timeout: Duration::from_secs(5),
+        now,
+    };
+    if !drain::disable(place, None, patience(false), |_| {})?
+        .waiting
+        .is_empty()
+    {
+        drain::disable(place, None, patience(true), |_| {})?;
     }
+    Ok(())
 }
 
 /// Unless it is somebody else's of the same name, on other cgroups.
@@ -192,7 +201,8 @@ fn disable_on(place: &Place, cgroup: u64) -> Result<()> {
         .iter()
         .any(|attached| attached.id == cgroup)
     {
-        instance.disable()?;
+        drop(instance);
+        disable(place)?;
     }
     Ok(())
 }

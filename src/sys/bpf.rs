@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::libc;
+
 /// Where a program is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachType {
@@ -105,6 +107,60 @@ pub fn prog_detach(
     check(ret).map(drop)
 }
 
+/// `BPF_LINK_UPDATE`: the link runs this program from now on.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open for the call; null options are allowed.
+    let ret = unsafe {
+        libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
+    };
+    check(ret).map(drop)
+}
+
+/// Returns when every BPF program that runs now has come to its end.
+///
+/// membarrier(2) waits for that, and needs no privileges, but refuses on machines
+/// with `nohz_full`. There the kernel waits when a map of maps is changed, so that
+/// nobody uses what was in it any more (1ae80cf31938).
+pub fn grace_period() -> io::Result<()> {
+    let (none, cpu) = (0, 0);
+    // SAFETY: takes no pointers.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, none, cpu) };
+    if ret == 0 {
+        return Ok(());
+    }
+    let array = |kind, value: usize, inner: Option<&OwnedFd>| {
+        // SAFETY: all-zero is a valid value of this plain C struct.
+        let mut options: libbpf_sys::bpf_map_create_opts = unsafe { std::mem::zeroed() };
+        options.sz = size_of_val(&options) as u64;
+        options.inner_map_fd = inner.map_or(0, |fd| fd.as_raw_fd().unsigned_abs());
+        // SAFETY: the name ends in a zero byte, the options outlive the call.
+        owned(unsafe {
+            libbpf_sys::bpf_map_create(
+                kind,
+                c"sa_grace".as_ptr(),
+                4,
+                u32::try_from(value).unwrap_or(u32::MAX),
+                1,
+                &raw const options,
+            )
+        })
+    };
+    let inner = array(libbpf_sys::BPF_MAP_TYPE_ARRAY, 4, None)?;
+    let outer = array(libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, Some(&inner))?;
+    let (key, value) = (0_u32, inner.as_raw_fd());
+    // SAFETY: key and value have the sizes that the map was made with.
+    let ret = unsafe {
+        libbpf_sys::bpf_map_update_elem(
+            outer.as_raw_fd(),
+            (&raw const key).cast(),
+            (&raw const value).cast(),
+            0,
+        )
+    };
+    check(ret).map(drop)
+}
+
 /// `BPF_LINK_DETACH`: takes the program off at once. When the last pin of a link
 /// goes the kernel does the same, but some time later.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
@@ -124,6 +180,38 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path is NUL-terminated and lives through the call.
     owned(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })
+}
+
+/// The maps that a program uses, with their names. Fails for what is no program.
+pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut ids = [0_u32; 64];
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+    info.nr_map_ids = u32::try_from(ids.len()).unwrap_or_default();
+    info.map_ids = ids.as_mut_ptr() as u64;
+    let mut len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes of `info` and `nr_map_ids` ids.
+    check(unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut len)
+    })?;
+    let count = (info.nr_map_ids as usize).min(ids.len());
+    ids[..count]
+        .iter()
+        .map(|id| {
+            // SAFETY: takes a plain value.
+            let map = owned(unsafe { libbpf_sys::bpf_map_get_fd_by_id(*id) })?;
+            // SAFETY: as above.
+            let mut info: libbpf_sys::bpf_map_info = unsafe { std::mem::zeroed() };
+            let mut len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+            // SAFETY: the kernel writes at most `len` bytes of `info`.
+            check(unsafe {
+                libbpf_sys::bpf_map_get_info_by_fd(map.as_raw_fd(), &raw mut info, &raw mut len)
+            })?;
+            let name = info.name.map(i8::cast_unsigned);
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            Ok((String::from_utf8_lossy(name).into_owned(), map))
+        })
+        .collect()
 }
 
 /// Starts an `iter/sockmap` program over a map; reading the file runs it.

@@ -134,11 +134,16 @@ impl Instance {
     pub fn disable(&self) -> Ran {
         self.run(&["disable"])
     }
+
+    /// Without waiting: what is unread is lost.
+    pub fn disable_now(&self) -> Ran {
+        self.run(&["disable", "--now"])
+    }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        let ran = self.disable();
+        let ran = self.disable_now();
         if ran.code != Some(0) {
             eprintln!("disable {}: {:?} {}", self.name, ran.code, ran.stderr);
         }

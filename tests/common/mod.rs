@@ -17,11 +17,13 @@ pub mod option;
 pub mod other_program;
 pub mod pair;
 pub mod pattern;
+pub mod plain;
 pub mod privileges;
 pub mod raw;
 pub mod rng;
 pub mod stream;
 pub mod tagged;
+pub mod throttle;
 pub mod traffic;
 pub mod warm;
 

@@ -11,7 +11,7 @@ use nix::libc;
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
 use crate::error::Result;
-use crate::maps::layout::{Addr, Conn, Dump, Side, Sock, Tuple};
+use crate::maps::layout::{Addr, Conn, Dump, Passed, Side, Sock, Tuple};
 use crate::maps::{Table, sockets};
 use crate::state::process::{self, OpenSocket, sockets_of};
 use crate::state::{Instance, cgroup, sock_diag};
@@ -52,6 +52,8 @@ pub struct End {
     pub record: Option<Sock>,
     /// What it told its peer.
     pub side: Option<Side>,
+    /// Why it was passed over when it was established, if that is still known.
+    pub passed: Option<u32>,
 }
 
 /// What can be seen of a socket only where it is open.
@@ -193,6 +195,7 @@ fn ask(fd: &OwnedFd, open: OpenSocket, records: &Table<i32, Sock>) -> Result<Opt
             .get(&fd.as_raw_fd())?
             .filter(|sock| sock.cookie == cookie),
         side: None,
+        passed: None,
     }))
 }
 
@@ -237,6 +240,7 @@ fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
             enrolled: None,
             record: None,
             side: None,
+            passed: None,
         }
     };
     for dump in sockets::read(&instance.dir())? {
@@ -246,6 +250,13 @@ fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
             .or_insert_with(|| known(sock.cookie, sock.netns_cookie, &sock.tuple));
         end.record = Some(sock);
         end.enrolled = Some(dump);
+    }
+    if ends.values().any(|end| end.record.is_none()) {
+        for (_, passed) in instance.table::<u32, Passed>("sa_passed")?.entries()? {
+            if let Some(end) = ends.get_mut(&passed.cookie) {
+                end.passed = Some(passed.reason);
+            }
+        }
     }
     for (_, conn) in instance.table::<u64, Conn>("sa_conns")?.entries()? {
         for (index, side) in conn.side.into_iter().enumerate() {

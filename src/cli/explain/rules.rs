@@ -221,7 +221,8 @@ impl Setting<'_> {
             let skipped = end
                 .side
                 .map(|side| side.skipped)
-                .filter(|reason| *reason != 0);
+                .filter(|reason| *reason != 0)
+                .or(end.passed);
             rules.push(match (skipped, inside) {
                 (Some(reason), _) => refused(who, "skipped", reason),
                 (None, Some((_, Some(_)))) => Rule::new(

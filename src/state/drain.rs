@@ -1,0 +1,242 @@
+//! Taking sockets out of an instance while they are in use.
+//!
+//! The proof that nothing is lost is in `src/bpf/drain.h`, one walk over the map
+//! at a time; here is when to walk. What is left survives this process: sockets
+//! and guards stay, and the next command goes on.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::dir::{Place, remove_tree};
+use super::instance::{Change, Instance, cgroup_dir, open_pin};
+use crate::error::{Error, Result, on};
+use crate::maps::layout::Dump;
+use crate::maps::sockets;
+use crate::sys::bpf;
+
+/// Between two walks that found the same.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What is given up after so long, and whether it is dropped instead.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// How long to wait for what is unread or under way.
+    pub timeout: Duration,
+    /// Drop it and do not wait.
+    pub now: bool,
+}
+
+/// How a drain ended.
+#[derive(Debug, Default)]
+pub struct Drained {
+    /// Whether anything is different now.
+    pub changed: bool,
+    /// Sockets that still drain: the time is over.
+    pub waiting: Vec<Dump>,
+    /// Sockets that were taken out with what was unread.
+    pub dropped: Vec<Dump>,
+    /// They could not be looked at, with pins missing: they leave when they close.
+    pub unseen: bool,
+}
+
+impl Drained {
+    fn of(change: Change) -> Self {
+        Self {
+            changed: change == Change::Done,
+            ..Self::default()
+        }
+    }
+}
+
+/// Takes one cgroup out, or all of the instance. `progress` is told what still
+/// waits, after each look that found something.
+pub fn disable(
+    place: &Place,
+    cgroup: Option<u64>,
+    patience: Patience,
+    mut progress: impl FnMut(&[Dump]),
+) -> Result<Drained> {
+    let start = Instant::now();
+    let mut instance = match Instance::open_to_remove(place) {
+        Err(Error::NotEnabled { .. }) => return Ok(Drained::default()),
+        instance => instance?,
+    };
+    let mut drained = Drained::of(instance.retire(cgroup)?);
+    let mut walks = 0_u32;
+    loop {
+        let drop = patience.now && walks > 1;
+        let waiting = match instance.walk(if drop { Walk::Drop } else { Walk::Drain }) {
+            Err(error) if error.is_not_found() => {
+                drained.unseen = true;
+                Vec::new()
+            }
+            waiting => waiting?,
+        };
+        walks += 1;
+        let (dropped, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Dump::was_dropped);
+        drained.dropped.extend(dropped);
+        if waiting.is_empty() {
+            drained.changed |= instance.finish()? == Change::Done;
+            return Ok(drained);
+        }
+        // One to mark, one to close the directions, one to take out.
+        if walks < 3 {
+            continue;
+        }
+        if !patience.now && start.elapsed() >= patience.timeout {
+            drained.waiting = waiting;
+            return Ok(drained);
+        }
+        // The lock is free meanwhile: others may look, or enable again.
+        std::mem::drop(instance);
+        progress(&waiting);
+        sleep(PAUSE);
+        instance = match Instance::open_to_remove(place) {
+            Err(Error::NotEnabled { .. }) => return Ok(drained),
+            instance => instance?,
+        };
+        if !instance.is_retired(cgroup)? {
+            return Err(Error::Failed(format!(
+                "instance {} was enabled again while it drained\n  To see it:  sockaccel status",
+                instance.name()
+            )));
+        }
+    }
+}
+
+/// What a walk over the sockets does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    Drain,
+    Drop,
+    Keep,
+}
+
+impl Instance {
+    /// Enrols nothing more, there or anywhere. The guards stay.
+    pub(super) fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
+        let dir = self.dir();
+        let mut change = Change::Nothing;
+        // What cannot be repaired can still be taken down.
+        let _ = self.repair();
+        for attached in self.attached()? {
+            if cgroup.is_none_or(|id| id == attached.id) {
+                let pins = cgroup_dir(&dir, attached.id);
+                let retired = draining_dir(self, attached.id);
+                fs::rename(&pins, &retired).map_err(on("rename", &pins))?;
+                change = Change::Done;
+            }
+        }
+        // Also what a command that was killed did not come to.
+        match self.reconcile() {
+            // With a pin missing there is nothing to switch off by it.
+            Err(error) if error.is_not_found() => {}
+            done => done?,
+        }
+        Ok(change)
+    }
+
+    fn is_retired(&self, cgroup: Option<u64>) -> Result<bool> {
+        Ok(self
+            .attached()?
+            .iter()
+            .all(|attached| cgroup.is_some_and(|id| id != attached.id)))
+    }
+
+    /// Makes tables and links say what the directories say.
+    pub(super) fn reconcile(&self) -> Result<()> {
+        let dir = self.dir();
+        let attached = self.attached()?;
+        if attached.is_empty() {
+            self.change_config(|config| config.enabled = 0)?;
+        }
+        let cgroups = self.table::<u64, u32>("sa_cgroups")?;
+        for (id, _) in cgroups.entries()? {
+            if attached.iter().all(|a| a.id != id) {
+                cgroups.remove(&id)?;
+            }
+        }
+        for cgroup in &attached {
+            cgroups.set(&cgroup.id, &1)?;
+            let pin = cgroup_dir(&dir, cgroup.id).join("sa_sockops");
+            run_program(&dir, &pin, "sa_sockops")?;
+        }
+        for id in self.draining()? {
+            let pin = draining_dir(self, id).join("sa_sockops");
+            run_program(&dir, &pin, "sa_sockops_off")?;
+        }
+        Ok(())
+    }
+
+    /// The cgroups whose sockets are on their way out.
+    pub fn draining(&self) -> Result<Vec<u64>> {
+        self.directories("draining-")
+    }
+
+    /// Back in service: the sockets of cgroups that are enabled again. Those of
+    /// the others go on draining.
+    pub(super) fn keep(&self) -> Result<()> {
+        // The first end of a pair cannot know of the second.
+        self.walk(Walk::Keep)?;
+        self.walk(Walk::Keep)?;
+        for _ in 0..3 {
+            if self.walk(Walk::Drain)?.is_empty() {
+                self.finish()?;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One walk; gives the sockets that are to leave and have not.
+    fn walk(&self, walk: Walk) -> Result<Vec<Dump>> {
+        // What was written before is known to every program that runs after.
+        bpf::grace_period().map_err(|e| Error::os("wait for", "running BPF programs", e))?;
+        sockets::walk(
+            &self.dir(),
+            match walk {
+                Walk::Drain => "sa_iter_drain",
+                Walk::Drop => "sa_iter_drop",
+                Walk::Keep => "sa_iter_keep",
+            },
+        )
+    }
+
+    /// Nothing drains any more: takes the guards down, or all of it.
+    fn finish(&self) -> Result<Change> {
+        if self.attached()?.is_empty() {
+            return self.take_down().map(|()| Change::Done);
+        }
+        let mut change = Change::Nothing;
+        for id in self.draining()? {
+            let leaving = self.dir().join(format!("_old-{id}"));
+            let retired = draining_dir(self, id);
+            fs::rename(&retired, &leaving).map_err(on("rename", &retired))?;
+            remove_tree(&leaving)?;
+            change = Change::Done;
+        }
+        Ok(change)
+    }
+}
+
+pub(super) fn draining_dir(instance: &Instance, id: u64) -> PathBuf {
+    instance.dir().join(format!("draining-{id}"))
+}
+
+/// Lets the link pinned there run this program of the instance.
+pub(super) fn run_program(dir: &Path, pin: &Path, program: &str) -> Result<()> {
+    if !pin.exists() {
+        // Detached with its last pin; repair() makes another.
+        return Ok(());
+    }
+    let link = open_pin(pin)?;
+    let program = open_pin(&dir.join(program))?;
+    match bpf::link_update(link.as_fd(), program.as_fd()) {
+        // The cgroup is gone, and with it what was attached.
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENOLINK) => Ok(()),
+        done => done.map_err(on("update link", pin)),
+    }
+}

@@ -1,0 +1,113 @@
+//! Pinning and attaching again what somebody has taken away.
+//!
+//! The programs that are still pinned hold all maps; so what matters, the tables
+//! and the sockets in them, is there as long as one of them is.
+
+use std::ffi::OsString;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+
+use libbpf_rs::OpenObject;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+
+use super::cgroup::Cgroup;
+use super::instance::{
+    Attached, CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, skel,
+};
+use super::observer::Observer;
+use super::upgrade::set_verdict;
+use crate::error::{Error, Result, on};
+use crate::sys::bpf::{self, AttachType};
+
+impl Instance {
+    /// Makes the instance whole again, as far as that is possible.
+    pub(super) fn repair(&self) -> Result<Change> {
+        let dir = self.dir();
+        let mut change = self.pin_maps()?;
+        let mut names = names(|object| object.progs().map(|p| p.name().to_owned()).collect())?;
+        // One of two.
+        names.retain(|name| !name.starts_with("sa_splice"));
+        names.push("link-splice".to_owned());
+        names.extend(Observer::of(&dir).is_none().then(|| "sa_splice".to_owned()));
+        if names.iter().any(|name| !dir.join(name).exists()) {
+            self.replace_programs()?;
+            change = Change::Done;
+        }
+        if change == Change::Done {
+            // The kernel empties it when its last pin goes.
+            set_verdict(&dir)?;
+        }
+        let unlinked = !dir.join("link-skmsg").exists();
+        if unlinked {
+            attach_skmsg(&dir)?;
+            // Before 6.10 there is none.
+            if dir.join("link-skmsg").exists() {
+                change = Change::Done;
+            }
+        }
+        for attached in self.attached()? {
+            if self.repair_cgroup(&attached)? == Change::Done {
+                change = Change::Done;
+            }
+        }
+        if change == Change::Done {
+            self.reconcile()?;
+        }
+        Ok(change)
+    }
+
+    fn repair_cgroup(&self, attached: &Attached) -> Result<Change> {
+        let dir = self.dir();
+        let pins = cgroup_dir(&dir, attached.id);
+        let missing: Vec<(&str, AttachType)> = CGROUP_PROGRAMS
+            .into_iter()
+            .filter(|(name, _)| !pins.join(name).exists())
+            .collect();
+        // A cgroup that is gone has nothing to attach to.
+        let Some(path) = attached.path.as_ref().filter(|_| !missing.is_empty()) else {
+            return Ok(Change::Nothing);
+        };
+        let cgroup = Cgroup::open(path)?;
+        for (name, kind) in missing {
+            attach_one(&dir, &cgroup, &pins, name, kind)?;
+        }
+        Ok(Change::Done)
+    }
+
+    /// The maps that its programs use, under their names.
+    fn pin_maps(&self) -> Result<Change> {
+        let dir = self.dir();
+        let mut missing = names(|object| object.maps().map(|m| m.name().to_owned()).collect())?;
+        missing.retain(|name| name.starts_with("sa_") && !dir.join(name).exists());
+        if missing.is_empty() {
+            return Ok(Change::Nothing);
+        }
+        for entry in fs::read_dir(&dir).map_err(on("read directory", &dir))? {
+            let pin = entry.map_err(on("read directory", &dir))?.path();
+            let Ok(object) = bpf::open_pinned(&pin) else {
+                continue;
+            };
+            // Maps and links have none.
+            for (name, map) in bpf::maps_of(object.as_fd()).unwrap_or_default() {
+                let pin = dir.join(&name);
+                if missing.contains(&name) && !pin.exists() {
+                    bpf::pin(map.as_fd(), &pin).map_err(on("pin", &pin))?;
+                }
+            }
+        }
+        Ok(Change::Done)
+    }
+}
+
+/// Names in the object that this binary brings.
+fn names(which: impl Fn(&OpenObject) -> Vec<OsString>) -> Result<Vec<String>> {
+    let mut storage = MaybeUninit::uninit();
+    let open = skel::SockaccelSkelBuilder::default()
+        .open(&mut storage)
+        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    Ok(which(open.open_object())
+        .into_iter()
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect())
+}

@@ -1,0 +1,143 @@
+//! Replacing the programs of a running instance. The maps stay, and with them
+//! every socket, counter and rule; programs of both versions may run side by side
+//! for a moment.
+//!
+//! Each step leaves an instance that works. One that did not come to its end has
+//! no build in its configuration, and is gone through again.
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags};
+
+use super::dir::{Place, remove_tree};
+use super::drain::{draining_dir, run_program};
+use super::instance::{
+    CGROUP_PROGRAMS, Change, Instance, attach_observer, attach_skmsg, cgroup_dir, load_observer,
+    open_map, open_pin, skel,
+};
+use super::observer::Observer;
+use crate::error::{Error, Result, on};
+use crate::sys::bpf::{self, AttachType};
+
+/// Of the programs that this binary brings.
+pub fn build() -> u64 {
+    // Written by build.rs, in decimal.
+    env!("SOCKACCEL_BUILD").parse().unwrap_or(1)
+}
+
+/// Replaces the programs by those of this binary; nothing if they are the same,
+/// unless `again`.
+pub fn upgrade(place: &Place, again: bool) -> Result<Change> {
+    let (instance, repaired) = Instance::open_to_repair(place)?;
+    if instance.config()?.build == build() && !again {
+        return Ok(repaired);
+    }
+    instance.replace_programs()?;
+    Ok(Change::Done)
+}
+
+impl Instance {
+    /// Everything but the maps, as if it had just been made.
+    pub(super) fn replace_programs(&self) -> Result<()> {
+        let dir = self.dir();
+        let fresh = dir.join("_programs");
+        self.change_config(|config| config.build = 0)?;
+        remove_tree(&fresh)?;
+        fs::create_dir(&fresh).map_err(on("create", &fresh))?;
+        load(&dir, &fresh)?;
+        for entry in fs::read_dir(&fresh).map_err(on("read directory", &fresh))? {
+            let pin = entry.map_err(on("read directory", &fresh))?.path();
+            let Some(name) = pin.file_name() else {
+                continue;
+            };
+            fs::rename(&pin, dir.join(name)).map_err(on("rename", &pin))?;
+        }
+        remove_tree(&fresh)?;
+        set_verdict(&dir)?;
+        self.relink_skmsg()?;
+        for attached in self.attached()? {
+            relink(&dir, &cgroup_dir(&dir, attached.id))?;
+        }
+        for id in self.draining()? {
+            relink(&dir, &draining_dir(self, id))?;
+        }
+        self.reconcile()?;
+        self.change_config(|config| config.build = build())
+    }
+
+    /// Sockets enrolled from now on run this `sa_skmsg`.
+    fn relink_skmsg(&self) -> Result<()> {
+        let dir = self.dir();
+        let pin = dir.join("link-skmsg");
+        if !pin.exists() {
+            return attach_skmsg(&dir);
+        }
+        let program = open_pin(&dir.join("sa_skmsg"))?;
+        bpf::link_update(open_pin(&pin)?.as_fd(), program.as_fd()).map_err(on("update link", &pin))
+    }
+}
+
+/// Loads the programs over the maps of `dir`, and pins them and a new link of the
+/// observer below `fresh`. A map that `dir` lacks is pinned there.
+fn load(dir: &Path, fresh: &Path) -> Result<()> {
+    let mut storage = MaybeUninit::uninit();
+    let mut open = skel::SockaccelSkelBuilder::default()
+        .open(&mut storage)
+        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    let observer = Observer::of(dir).unwrap_or_else(Observer::choose);
+    load_observer(&mut open, observer);
+    for mut map in open.open_object_mut().maps_mut() {
+        let pin = dir.join(map.name());
+        if pin.exists() {
+            map.reuse_pinned_map(&pin)
+                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
+        }
+    }
+    let mut skeleton = open.load().map_err(|e| {
+        Error::bpf("load", "the BPF programs over the maps there are", &e)
+            .hint("The instance goes on as it was. To change over:  sockaccel disable, then enable")
+    })?;
+    for mut map in skeleton.object_mut().maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if name.starts_with("sa_") && !dir.join(&name).exists() {
+            map.pin(dir.join(&name))
+                .map_err(|e| Error::bpf("pin map", name, &e))?;
+        }
+    }
+    for mut program in skeleton.object_mut().progs_mut() {
+        if !program.autoload() {
+            continue;
+        }
+        let name = program.name().to_string_lossy().into_owned();
+        program
+            .pin(fresh.join(&name))
+            .map_err(|e| Error::bpf("pin program", name, &e))?;
+    }
+    attach_observer(&mut skeleton, observer, fresh)
+}
+
+/// From here on every enrolled socket runs the `sa_verdict` that is pinned.
+pub(super) fn set_verdict(dir: &Path) -> Result<()> {
+    let program = open_pin(&dir.join("sa_verdict"))?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&program);
+    open_map(dir, "sa_programs")?
+        .update(&0_u32.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
+        .map_err(|e| Error::bpf("write to map", "sa_programs", &e))
+}
+
+/// Lets the links of a cgroup run the programs that are pinned; `reconcile` does
+/// so for `sa_sockops`, of which there are two.
+fn relink(dir: &Path, pins: &Path) -> Result<()> {
+    for (name, kind) in CGROUP_PROGRAMS {
+        let pin = pins.join(name);
+        // One that is missing is made again by repair().
+        if kind != AttachType::CgroupSockOps && pin.exists() {
+            run_program(dir, &pin, name)?;
+        }
+    }
+    Ok(())
+}

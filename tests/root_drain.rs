@@ -1,0 +1,509 @@
+//! `disable` gives every live connection back to TCP, whole: nothing lost, nothing
+//! out of order, nothing left behind.
+
+mod common;
+
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use common::books::assert_balanced;
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::helper;
+use common::helper::Channel;
+use common::helper::Helper;
+use common::instance::Instance;
+use common::instance::Ran;
+use common::netns::Netns;
+use common::pair::Options;
+use common::pair::Pair;
+use common::pair::listen;
+use common::pattern::Pattern;
+use common::plain::Probe;
+use common::plain::assert_gone;
+use common::plain::map_ids;
+use common::raw;
+use common::stream::recv_all;
+use common::stream::recv_some;
+use common::stream::send_all;
+use common::throttle::Throttle;
+use common::warm::assert_redirected;
+use common::warm::round_trip;
+use common::warm::warm_up;
+use nix::errno::Errno;
+use serde_json::Value;
+
+const SOL_TCP: i32 = 6;
+const TCP_ULP: i32 = 31;
+
+/// Bytes that do not fit into the buffers of a connection.
+const TOTAL: usize = 32 << 20;
+
+fn draining(instance: &Instance) -> Value {
+    instance.run(&["status", "--json"]).ok().json()["draining"].clone()
+}
+
+fn disable(instance: &Instance, options: &[&str]) -> Ran {
+    instance.run(&[&["disable"], options].concat())
+}
+
+#[test]
+fn after_it_connections_are_plain_and_nothing_is_left() {
+    let cgroup = Cgroup::new("drain");
+    let instance = Instance::enable(&cgroup, &["--blocking-readers", "accelerate"]);
+    let _joined = cgroup.join();
+    let probe = Probe::new();
+    let options = Options::default();
+    let listener = listen(&options);
+    let mut pairs: Vec<Pair> = (0..40).map(|_| Pair::on(&listener, &options)).collect();
+    pairs.push(Pair::with(&Options::blocking()));
+    // Redirected ones, ones that never sent, ones that closed on one side.
+    for pair in pairs.iter().step_by(2) {
+        warm_up(&instance, pair);
+    }
+    let half = Pair::on(&listener, &options);
+    warm_up(&instance, &half);
+    half.client
+        .shutdown(std::net::Shutdown::Write)
+        .expect("shutdown");
+    assert!(!probe.is_plain(&pairs[0].client), "the probe sees nothing");
+    let ids = map_ids(&instance);
+
+    instance.disable().ok();
+    for (n, pair) in pairs.iter().enumerate() {
+        probe.assert_plain(&pair.client, &format!("client {n}"));
+        probe.assert_plain(&pair.server, &format!("server {n}"));
+        round_trip(pair);
+    }
+    let deadline = Deadline::seconds(10);
+    send_all(&half.server, b"last words", deadline);
+    let mut got = [0; 10];
+    recv_all(&half.client, &mut got, deadline);
+    assert_eq!(&got, b"last words");
+    assert_gone(&ids, "with connections open");
+}
+
+/// What is unread stays where it is, and in order; `status` says where.
+#[test]
+fn what_is_unread_is_waited_for_and_told() {
+    let cgroup = Cgroup::new("drain-unread");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let [idle, pair] = [Pair::new(), Pair::new()];
+    warm_up(&instance, &idle);
+    warm_up(&instance, &pair);
+    let ids = map_ids(&instance);
+    let deadline = Deadline::seconds(20);
+    let before = instance.stats();
+    send_all(&pair.client, b"redirected, ", deadline);
+    assert_redirected(&before, &instance.stats(), 12);
+
+    let ran = disable(&instance, &["--timeout", "200ms", "--json"]);
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    assert_eq!(ran.json()["error"]["exit_status"], 7);
+    assert!(ran.stderr.contains("12 bytes"), "{ran:?}");
+    let told = draining(&instance);
+    let sockets = told["sockets"].as_array().expect("an array");
+    assert_eq!(sockets.len(), 2, "{told}");
+    assert_eq!(sockets[0]["waits_for"], "unread", "{told}");
+    assert_eq!(sockets[0]["unread_bytes"], 12, "{told}");
+    assert_eq!(sockets[0]["pid"], std::process::id(), "{told}");
+    assert_eq!(
+        sockets[0]["local"],
+        pair.server.local_addr().expect("getsockname").to_string()
+    );
+    assert_eq!(sockets[1]["waits_for"], "peer_unread", "{told}");
+    let text = instance.run(&["status"]).ok().stdout;
+    assert!(text.contains(": draining, "), "{text}");
+    assert!(text.contains("12 bytes unread"), "{text}");
+    Probe::new().assert_plain(&idle.client, "the other connection");
+
+    // The guards are still there.
+    assert_eq!(
+        raw::set_option(&pair.server, SOL_TCP, TCP_ULP, b"tls\0"),
+        Err(Errno::EOPNOTSUPP)
+    );
+    // More of both kinds, while it waits.
+    send_all(&pair.client, b"more, ", deadline);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| disable(&instance, &["--timeout", "20s"]).ok());
+        thread::sleep(Duration::from_millis(200));
+        send_all(&pair.client, b"and more", deadline);
+        let mut got = [0; 26];
+        recv_all(&pair.server, &mut got, deadline);
+        assert_eq!(&got, b"redirected, more, and more");
+        round_trip(&pair);
+        waiting.join().expect("disable");
+    });
+    round_trip(&pair);
+    let probe = Probe::new();
+    probe.assert_plain(&pair.client, "client");
+    probe.assert_plain(&pair.server, "server");
+    assert_eq!(instance.run(&["status"]).code, Some(4));
+    assert_gone(&ids, "drained at last");
+}
+
+#[test]
+fn now_drops_what_is_unread_and_says_so() {
+    let cgroup = Cgroup::new("drain-now");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    let deadline = Deadline::seconds(10);
+    let before = instance.stats();
+    send_all(&pair.client, b"lost", deadline);
+    assert_redirected(&before, &instance.stats(), 4);
+    let ran = disable(&instance, &["--now", "--json"]).ok();
+    let told = ran.json();
+    let unread: Vec<u64> = told["dropped"]
+        .as_array()
+        .expect("an array")
+        .iter()
+        .filter_map(|socket| socket["unread_bytes"].as_u64())
+        .filter(|bytes| *bytes > 0)
+        .collect();
+    assert_eq!(unread, [4], "{told}");
+    assert!(ran.stderr.contains("dropped 4 bytes unread"), "{ran:?}");
+    let probe = Probe::new();
+    probe.assert_plain(&pair.client, "client");
+    probe.assert_plain(&pair.server, "server");
+    round_trip(&pair);
+}
+
+/// `enable` while it drains: the connections that are still enrolled go on, and
+/// are redirected again.
+#[test]
+fn enable_turns_a_draining_instance_back_on() {
+    let [one, two] = ["drain-one", "drain-two"].map(Cgroup::new);
+    let instance = Instance::try_enable(&[&one, &two], &[]).expect("enable");
+    let deadline = Deadline::seconds(10);
+    let pair_in = |cgroup: &Cgroup| {
+        let _joined = cgroup.join();
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        send_all(&pair.client, b"unread", deadline);
+        pair
+    };
+    let [first, second] = [pair_in(&one), pair_in(&two)];
+    assert_eq!(disable(&instance, &["--timeout", "0"]).code, Some(7));
+    instance.enable_more(&[&one], &[]).ok();
+    let told = draining(&instance);
+    assert_eq!(told["cgroups"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["sockets"].as_array().map(Vec::len), Some(2), "{told}");
+
+    let mut got = [0; 6];
+    for pair in [&first, &second] {
+        recv_all(&pair.server, &mut got, deadline);
+        assert_eq!(&got, b"unread");
+    }
+    warm_up(&instance, &first);
+    {
+        let _joined = one.join();
+        warm_up(&instance, &Pair::new());
+    }
+    {
+        // Nothing of the other cgroup is enrolled any more.
+        let _joined = two.join();
+        let seen = instance.stats().count("seen");
+        round_trip(&Pair::new());
+        assert_eq!(instance.stats().count("seen"), seen);
+    }
+    let before = instance.stats();
+    round_trip(&second);
+    assert_eq!(instance.stats().delta(&before, "redirected_bytes"), 0);
+    // Enabled already: it finishes what has nothing to wait for.
+    instance.enable_more(&[&one], &[]).ok();
+    let told = draining(&instance);
+    assert_eq!(told["cgroups"].as_array().map(Vec::len), Some(0), "{told}");
+    Probe::new().assert_plain(&second.server, "drained");
+    warm_up(&instance, &first);
+    assert_balanced(&instance);
+}
+
+#[test]
+fn one_cgroup_of_several() {
+    let [lasting, leaving] = ["drain-stays", "drain-goes"].map(Cgroup::new);
+    let nested = lasting.nested("nested");
+    let instance = Instance::try_enable(&[&lasting, &leaving, &nested], &[]).expect("enable");
+    let probe = Probe::new();
+    let pair_in = |client: &Cgroup, server: &Cgroup| {
+        let options = Options::default();
+        let listener = {
+            let _joined = server.join();
+            listen(&options)
+        };
+        let _joined = client.join();
+        let pair = Pair::on(&listener, &options);
+        warm_up(&instance, &pair);
+        pair
+    };
+    let kept = pair_in(&lasting, &lasting);
+    let below = pair_in(&nested, &nested);
+    let [gone, across] = [pair_in(&leaving, &leaving), pair_in(&lasting, &leaving)];
+    let path = |cgroup: &Cgroup| cgroup.path().display().to_string();
+
+    // Its parent is enabled as well: nothing changes for the sockets.
+    disable(&instance, &["--cgroup", &path(&nested)]).ok();
+    assert!(!probe.is_plain(&below.client));
+    disable(&instance, &["--cgroup", &path(&leaving)]).ok();
+    for (pair, name) in [(&gone, "gone"), (&across, "across")] {
+        probe.assert_plain(&pair.client, name);
+        probe.assert_plain(&pair.server, name);
+        round_trip(pair);
+    }
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.by_reason("ejected", "disabled"), 4, "{}", stats.0);
+    warm_up(&instance, &kept);
+    warm_up(&instance, &below);
+    drop((gone, across));
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.count("enrolled_now"), 4, "{}", stats.0);
+    assert_eq!(instance.dump("connections").len(), 4);
+}
+
+/// Asleep in recv(2) on an enrolled socket: it goes on sleeping, and gets what
+/// comes by TCP then. Whether it sends as well, or another thread does.
+#[test]
+fn blocked_readers_sleep_on() {
+    let cgroup = Cgroup::new("drain-asleep");
+    let instance = Instance::enable_blocking(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pairs: Vec<Pair> = (0..4)
+        .map(|_| {
+            let pair = Pair::with(&Options::blocking());
+            warm_up(&instance, &pair);
+            pair
+        })
+        .collect();
+    thread::scope(|scope| {
+        let readers: Vec<_> = pairs
+            .iter()
+            .enumerate()
+            .map(|(n, pair)| {
+                scope.spawn(move || {
+                    let mut buffer = [0; 64];
+                    if n % 2 == 0 {
+                        (&pair.server).write_all(b"hello").expect("send");
+                    }
+                    let n = (&pair.server).read(&mut buffer).expect("a blocking read");
+                    buffer[..n].to_vec()
+                })
+            })
+            .collect();
+        let deadline = Deadline::seconds(20);
+        thread::sleep(Duration::from_millis(100));
+        for (n, pair) in pairs.iter().enumerate() {
+            if n % 2 == 1 {
+                send_all(&pair.server, b"hello", deadline);
+            }
+            let mut got = [0; 5];
+            recv_all(&pair.client, &mut got, deadline);
+        }
+        disable(&instance, &["--timeout", "20s"]).ok();
+        for pair in &pairs {
+            send_all(&pair.client, b"by TCP", deadline);
+        }
+        for reader in readers {
+            assert_eq!(reader.join().expect("reader"), b"by TCP");
+        }
+    });
+    let probe = Probe::new();
+    for pair in &pairs {
+        probe.assert_plain(&pair.server, "awake again");
+        probe.assert_plain(&pair.client, "client");
+        round_trip(pair);
+    }
+}
+
+/// A sender that sleeps because its receiver does not read, and a receiver that
+/// starts to: all of it arrives, and neither call fails.
+#[test]
+fn blocked_senders_lose_nothing() {
+    let cgroup = Cgroup::new("drain-full");
+    let instance = Instance::enable_blocking(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::with(&Options::blocking());
+    warm_up(&instance, &pair);
+    let pattern = Pattern::new(11);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut bytes = vec![0; 8 << 10];
+            for at in (0..TOTAL).step_by(bytes.len()) {
+                pattern.fill(at as u64, &mut bytes);
+                (&pair.client).write_all(&bytes).expect("a blocking send");
+            }
+        });
+        thread::sleep(Duration::from_millis(300));
+        assert!(!sender.is_finished(), "it has to sleep");
+        let ran = disable(&instance, &["--timeout", "300ms"]);
+        assert_eq!(ran.code, Some(7), "{ran:?}");
+        let waiting = scope.spawn(|| disable(&instance, &["--timeout", "60s"]).ok());
+        let deadline = Deadline::seconds(60);
+        let (mut at, mut buffer) = (0, vec![0; 64 << 10]);
+        while at < TOTAL {
+            let n = recv_some(&pair.server, &mut buffer, deadline);
+            assert!(n > 0, "the stream ended at {at}");
+            pattern.check(at as u64, &buffer[..n], "sender asleep");
+            at += n;
+        }
+        sender.join().expect("sender");
+        waiting.join().expect("disable");
+    });
+    Probe::new().assert_plain(&pair.server, "server");
+    round_trip(&pair);
+}
+
+const CONNECTIONS: usize = 12;
+const MESSAGES: u64 = 200;
+
+fn size_of_message(n: u64) -> usize {
+    1 + usize::try_from(n * 37 % 3000).expect("small")
+}
+
+/// Sends messages, each of which is acknowledged by one byte, on one connection
+/// after the other.
+fn sender(channel: &mut Channel) {
+    let deadline = Deadline::seconds(300);
+    let port: u16 = channel.hear().expect("a port").parse().expect("a port");
+    let to = ([127, 0, 0, 1], port).into();
+    for _ in 0..CONNECTIONS {
+        let stream = common::pair::connect(to, &Options::default());
+        let (pattern, mut at) = (Pattern::new(23), 0);
+        for n in 0..MESSAGES {
+            let mut bytes = vec![0; size_of_message(n)];
+            pattern.fill(at, &mut bytes);
+            at += bytes.len() as u64;
+            send_all(&stream, &bytes, deadline);
+            recv_all(&stream, &mut [0], deadline);
+        }
+    }
+    channel.say("all sent");
+    channel.hear();
+}
+
+#[test]
+#[ignore = "the body of the helper processes"]
+fn helper_process() {
+    helper::main(&[("sender", sender)]);
+}
+
+/// Enabled and disabled under a sender that is stopped again and again wherever it
+/// is: it loses nothing, and no call of it fails.
+#[test]
+fn throttled_senders_lose_nothing() {
+    let cgroup = Cgroup::new("drain-slow");
+    let instance = Instance::enable(&cgroup, &[]);
+    let throttle = Throttle::new(&cgroup);
+    let joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let port = listener.local_addr().expect("getsockname").port();
+    let mut senders = [Helper::start("sender"), Helper::start("sender")];
+    for sender in &mut senders {
+        throttle.add(sender.pid());
+        sender.say(&port.to_string());
+    }
+    drop(joined);
+    let redirected = thread::scope(|scope| {
+        let servers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let deadline = Deadline::seconds(300);
+                    for _ in 0..CONNECTIONS {
+                        let server = common::pair::accept(&listener, &options);
+                        let (pattern, mut at) = (Pattern::new(23), 0);
+                        for n in 0..MESSAGES {
+                            let mut bytes = vec![0; size_of_message(n)];
+                            recv_all(&server, &mut bytes, deadline);
+                            pattern.check(at, &bytes, "throttled");
+                            at += bytes.len() as u64;
+                            send_all(&server, b"+", deadline);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut redirected = 0;
+        while servers.iter().any(|server| !server.is_finished()) {
+            thread::sleep(Duration::from_millis(50));
+            redirected += instance.stats().redirected_bytes();
+            let ran = disable(&instance, &["--timeout", "0"]);
+            assert!(matches!(ran.code, Some(0 | 7)), "{ran:?}");
+            instance.enable_more(&[&cgroup], &[]).ok();
+        }
+        redirected
+    });
+    for sender in &mut senders {
+        assert_eq!(sender.hear(), "all sent");
+    }
+    assert!(redirected > 0, "nothing was redirected");
+}
+
+/// The guard against a second connect(2) works until the end of the drain.
+#[test]
+fn a_socket_connected_again_while_it_drains_sees_nothing_old() {
+    let cgroup = Cgroup::new("drain-again");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let old = Pair::new();
+    warm_up(&instance, &old);
+    let deadline = Deadline::seconds(10);
+    let before = instance.stats();
+    send_all(&old.server, b"OLD SECRET", deadline);
+    assert_redirected(&before, &instance.stats(), 10);
+    assert_eq!(disable(&instance, &["--timeout", "0"]).code, Some(7));
+
+    let listener = listen(&Options::default());
+    let to = listener.local_addr().expect("getsockname");
+    let std::net::SocketAddr::V4(to) = to else {
+        panic!("{to} is not IPv4")
+    };
+    let to = nix::sys::socket::SockaddrIn::from(to);
+    let connect = |stream: &TcpStream| {
+        use std::os::fd::AsRawFd as _;
+        match nix::sys::socket::connect(stream.as_raw_fd(), &to) {
+            Ok(()) | Err(Errno::EINPROGRESS) => {}
+            Err(e) => panic!("connect again: {e}"),
+        }
+    };
+    raw::disconnect(&old.client).expect("connect to AF_UNSPEC");
+    connect(&old.client);
+    let server = common::pair::accept(&listener, &Options::default());
+    send_all(&server, b"new", deadline);
+    let mut got = [0; 3];
+    recv_all(&old.client, &mut got, deadline);
+    assert_eq!(&got, b"new");
+    instance.disable().ok();
+    Probe::new().assert_plain(&old.client, "connected again");
+}
+
+/// Namespaces and cgroups may go while connections live in them.
+#[test]
+fn what_is_around_a_connection_may_be_gone() {
+    let [cgroup, other] = ["drain-gone", "drain-other"].map(Cgroup::new);
+    let instance = Instance::try_enable(&[&cgroup, &other], &[]).expect("enable");
+    let netns = Netns::new("drain");
+    let pair = {
+        let _joined = cgroup.join();
+        netns.enter(Pair::new)
+    };
+    netns.enter(|| warm_up(&instance, &pair));
+    drop(netns);
+    let path = cgroup.path().to_owned();
+    drop(cgroup);
+    assert!(!path.exists());
+    let told = instance.run(&["status", "--json"]).ok().json();
+    assert_eq!(told["cgroups"].as_array().map(Vec::len), Some(2), "{told}");
+    // The sockets outlive both, and go on.
+    warm_up(&instance, &pair);
+    let ids = map_ids(&instance);
+    instance.disable().ok();
+    let probe = Probe::new();
+    probe.assert_plain(&pair.client, "client");
+    probe.assert_plain(&pair.server, "server");
+    assert_gone(&ids, "cgroup and namespace gone");
+}
