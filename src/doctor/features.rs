@@ -541,6 +541,7 @@ mod tests {
         "bpf_map_delete_elem",
         "bpf_ktime_get_ns",
         "bpf_seq_write",
+        "bpf_tail_call",
         "bpf_rdonly_cast",
     ];
 
