@@ -76,7 +76,7 @@ pub const STATUSES: &[(u8, &str)] = &[
     (4, "The instance is not enabled."),
     (5, "What assert was to find does not hold."),
     (6, "Privileges are missing."),
-    (7, "Not all has drained in time."),
+    (7, "A drain ran out of time; it goes on."),
     (125, "run itself failed, not its command."),
     (126, "The command of run could not be started."),
     (127, "The command of run was not found."),

@@ -795,8 +795,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "status",
-        "instance enabled unfinished_apply programs draining cgroups scope blocking_readers max_sockets \
-         splice_observer allowed_risks \
+        "instance enabled unfinished_apply programs draining cgroups scope blocking_readers max_sockets splice_observer allowed_risks \
          stats not_accelerated",
     ),
     ("explain --port {port}", "instance connections more"),

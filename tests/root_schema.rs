@@ -24,11 +24,11 @@ use sockaccel::cli::outputs::all;
 /// that of a server.
 const RUNS: &[(&str, &str)] = &[
     ("enable", "--cgroup PATH --allow fionread"),
+    ("upgrade", ""),
     ("endpoint add", "10.0.0.7"),
     ("identity add", "10.1.0.0/16 7"),
     ("service add", "10.2.0.1:80"),
     ("policy add", "10.0.0.7 egress 7 tcp/80 allow"),
-    ("upgrade", ""),
     ("status", ""),
     ("doctor", "--allow fionread --timeout 60"),
     ("stats", ""),

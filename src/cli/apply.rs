@@ -76,7 +76,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         return tell(context, &would, false, false);
     }
     if wanted.cgroups.is_empty() {
-        disable::drain(context, &disable::Args::whole())?;
+        disable::drain(context, &disable::Args::default())?;
         return tell(context, &would, false, true);
     }
     if needs_leave(now.as_ref().map(|(setup, _)| setup), &wanted) {

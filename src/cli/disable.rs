@@ -1,7 +1,6 @@
 //! `disable`
 
 use std::io::{IsTerminal, Write, stderr};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ const RARELY: Duration = Duration::from_secs(5);
 const OFTEN: Duration = Duration::from_millis(200);
 
 /// Options of `disable`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(after_help = "\
 Live connections become plain TCP: those that have nothing unread at once, the others as soon as
 it is read. What is left when the time is over goes on draining, and disable can be run again.
@@ -65,51 +64,54 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub struct Disabled<'a> {
     /// Its name.
     instance: &'a str,
-    /// False when it was so before.
+    /// False when there was nothing to do.
     changed: bool,
-    /// Sockets that lost what was unread.
-    dropped: Vec<Leaving>,
+    /// Sockets that were taken out with unread bytes.
+    dropped: Vec<Waiting>,
 }
 
 /// A socket on its way out.
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Leaving {
-    /// Of the socket, unique for the boot.
+pub struct Waiting {
+    /// In the kernel, unique for the boot.
     cookie: String,
-    /// Own address and port.
-    local: SocketAddr,
-    /// The other end's, as this one sees it.
-    remote: SocketAddr,
-    /// Of the process that connected or sent last.
+    /// Its own address.
+    local: String,
+    /// Its peer's, as it sees it.
+    remote: String,
+    /// The process that connected or sent last.
     pid: Option<u32>,
-    /// Redirected to it and not read yet.
+    /// Redirected to it, and not read yet.
     unread_bytes: u64,
-    /// `next_look`, `unread`, `peer_unread`, `sender` or `peer`; null where it is out.
+    /// `next_look`, `unread`, `peer_unread`, `sender`, `peer`; null where that was not looked at.
     waits_for: Option<&'static str>,
 }
 
-impl Args {
-    /// All of the instance, with the usual patience.
-    pub fn whole() -> Self {
+impl From<&Dump> for Waiting {
+    fn from(socket: &Dump) -> Self {
+        let sock = &socket.sock;
         Self {
-            cgroup: None,
-            timeout: None,
-            now: false,
+            cookie: sock.cookie.to_string(),
+            local: local(&sock.tuple).to_string(),
+            remote: remote(&sock.tuple).to_string(),
+            pid: (sock.tgid != 0).then_some(sock.tgid),
+            unread_bytes: socket.unread_bytes,
+            waits_for: socket.waits_for(),
         }
     }
 }
 
-/// Runs `disable`.
+/// Runs `disable`; what is not enabled is disabled already.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let drained = drain(context, args)?;
     context.output.print_json(&Disabled {
         instance: &context.place.instance,
         changed: drained.changed,
-        dropped: drained.dropped.iter().map(to_json).collect(),
+        dropped: drained.dropped.iter().map(Waiting::from).collect(),
     })
 }
 
-/// Disables, and says what there is to say; what is not enabled is disabled already.
+/// The same without its output.
 pub fn drain(context: &Context, args: &Args) -> Result<Drained> {
     // Not root, not a cgroup: to be told also where nothing is enabled.
     let cgroup = args.cgroup.as_deref().map(Cgroup::open).transpose()?;
@@ -146,20 +148,7 @@ pub fn drain(context: &Context, args: &Args) -> Result<Drained> {
     Ok(drained)
 }
 
-/// A socket on its way out, as `status` and `disable` tell of it.
-pub fn to_json(socket: &Dump) -> Leaving {
-    let sock = &socket.sock;
-    Leaving {
-        cookie: sock.cookie.to_string(),
-        local: local(&sock.tuple),
-        remote: remote(&sock.tuple),
-        pid: (sock.tgid != 0).then_some(sock.tgid),
-        unread_bytes: socket.unread_bytes,
-        waits_for: socket.waits_for(),
-    }
-}
-
-/// The same in a line.
+/// A socket on its way out, in a line.
 pub fn to_line(socket: &Dump) -> String {
     let sock = &socket.sock;
     let of = match sock.tgid {

@@ -260,9 +260,9 @@ impl Cli {
             Command::Run(args) => return run::run(&context, &args),
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
+            Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Apply(args) => apply::run(&context, &args),
             Command::Export => apply::export(&context),
-            Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Status => status::run(&context),
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)

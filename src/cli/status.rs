@@ -26,8 +26,8 @@ pub fn run(context: &Context) -> Result<()> {
         enabled: config.enabled != 0,
         unfinished_apply: config.changing % 2 == 1,
         programs: programs(&config),
-        draining: draining.to_json(),
-        cgroups: attached.iter().map(CgroupState::new).collect(),
+        draining: draining.state(),
+        cgroups: attached.iter().map(CgroupState::from).collect(),
         scope: scope(&config),
         blocking_readers: blocking(&config),
         max_sockets: instance.max_sockets()?,
@@ -47,62 +47,6 @@ pub fn run(context: &Context) -> Result<()> {
             &context.place.instances(),
         )
     })
-}
-
-/// What runs, and why connections are not accelerated.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct State<'a> {
-    /// Its name.
-    instance: &'a str,
-    /// False while it is set up or taken down.
-    enabled: bool,
-    /// An apply was killed half-way.
-    unfinished_apply: bool,
-    /// `current`, `other` or `mixed`: whether its programs are those of this command.
-    programs: &'a str,
-    /// What is on its way out.
-    draining: DrainingState,
-    /// The cgroups it is attached to.
-    cgroups: Vec<CgroupState>,
-    /// `local` or `endpoints`.
-    scope: &'a str,
-    /// `skip` or `accelerate`.
-    blocking_readers: &'a str,
-    /// Sockets that can be enrolled at one time.
-    max_sockets: u32,
-    /// How calls of splice(2) are seen: `tracepoint` or `fentry`; null where its pin is gone.
-    splice_observer: Option<Observer>,
-    /// Risks accepted.
-    allowed_risks: Vec<Risk>,
-    /// As `stats` prints them.
-    stats: stats::Counters,
-    /// The most frequent reasons.
-    not_accelerated: Vec<reasons::Counted>,
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-struct CgroupState {
-    /// In the kernel.
-    id: String,
-    /// Null when it was removed.
-    path: Option<PathBuf>,
-}
-
-impl CgroupState {
-    fn new(cgroup: &Attached) -> Self {
-        Self {
-            id: cgroup.id.to_string(),
-            path: cgroup.path.clone(),
-        }
-    }
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-struct DrainingState {
-    /// Cgroups that were taken out.
-    cgroups: Vec<CgroupState>,
-    /// Sockets of theirs that have not left yet.
-    sockets: Vec<disable::Leaving>,
 }
 
 /// What is on its way out, and what waits where.
@@ -126,10 +70,10 @@ impl Draining {
         })
     }
 
-    fn to_json(&self) -> DrainingState {
-        DrainingState {
-            cgroups: self.cgroups.iter().map(CgroupState::new).collect(),
-            sockets: self.sockets.iter().map(disable::to_json).collect(),
+    fn state(&self) -> DrainState {
+        DrainState {
+            cgroups: self.cgroups.iter().map(CgroupState::from).collect(),
+            sockets: self.sockets.iter().map(disable::Waiting::from).collect(),
         }
     }
 
@@ -154,6 +98,15 @@ impl Draining {
     }
 }
 
+impl From<&Attached> for CgroupState {
+    fn from(cgroup: &Attached) -> Self {
+        Self {
+            id: cgroup.id.to_string(),
+            path: cgroup.path.clone(),
+        }
+    }
+}
+
 fn cgroup_text(cgroup: &Attached) -> String {
     match &cgroup.path {
         Some(path) => format!("cgroup {}", path.display()),
@@ -168,6 +121,54 @@ fn programs(config: &Config) -> &'static str {
         build if build == state::build() => "current",
         _ => "other",
     }
+}
+
+/// What runs, and why connections are not accelerated.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct State<'a> {
+    /// Its name.
+    instance: &'a str,
+    /// False while it is set up or taken down.
+    enabled: bool,
+    /// An apply was killed half-way.
+    unfinished_apply: bool,
+    /// Whose programs run: `current`, this command's; `other`, or `mixed` after an
+    /// upgrade that was killed.
+    programs: &'a str,
+    /// What is on its way out.
+    draining: DrainState,
+    /// The cgroups it is attached to.
+    cgroups: Vec<CgroupState>,
+    /// `local` or `endpoints`.
+    scope: &'a str,
+    /// `skip` or `accelerate`.
+    blocking_readers: &'a str,
+    /// Sockets that can be enrolled at one time.
+    max_sockets: u32,
+    /// How calls of splice(2) are seen: `tracepoint` or `fentry`; null where its pin is gone.
+    splice_observer: Option<Observer>,
+    /// Risks accepted.
+    allowed_risks: Vec<Risk>,
+    /// As `stats` prints them.
+    stats: stats::Counters,
+    /// The most frequent reasons.
+    not_accelerated: Vec<reasons::Counted>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct DrainState {
+    /// The cgroups whose sockets leave.
+    cgroups: Vec<CgroupState>,
+    /// The sockets that have not left yet.
+    sockets: Vec<disable::Waiting>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct CgroupState {
+    /// In the kernel.
+    id: String,
+    /// Null when it was removed.
+    path: Option<PathBuf>,
 }
 
 fn scope(config: &Config) -> &'static str {
@@ -208,13 +209,13 @@ fn to_text(
         scope(config),
         blocking(config),
     )];
+    lines.extend(attached.iter().map(cgroup_text));
+    lines.extend(draining.lines());
     if config.changing % 2 == 1 {
         lines.push(
             "an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE".to_owned(),
         );
     }
-    lines.extend(attached.iter().map(cgroup_text));
-    lines.extend(draining.lines());
     match programs(config) {
         "mixed" => lines.push(
             "an upgrade did not come to its end\n  To finish it:  sockaccel upgrade".to_owned(),

@@ -117,7 +117,7 @@ enum Walk {
 
 impl Instance {
     /// Enrols nothing more, there or anywhere. The guards stay.
-    pub(super) fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
+    fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
         let dir = self.dir();
         let mut change = Change::Nothing;
         // What cannot be repaired can still be taken down.

@@ -225,18 +225,11 @@ impl Instance {
             }
         }
         let old = self.config()?;
-        let before = self.attached()?;
-        let new: Vec<&Cgroup> = cgroups
-            .iter()
-            .copied()
-            .filter(|c| before.iter().all(|b| b.id != c.id))
-            .collect();
-        self.attach(&new)?;
-        let mut change = if new.is_empty() {
-            Change::Nothing
-        } else {
-            Change::Done
-        };
+        if old.enabled == 0 && !dir.join("link-skmsg").exists() {
+            // A `disable` that was killed half way had detached it.
+            attach_skmsg(&dir)?;
+        }
+        let mut change = self.attach(cgroups)?;
         let from = self.filters(&old)?;
         let mut to = Filters::new(&settings.ports, &settings.cidrs);
         if settings.ports.is_empty() {
@@ -257,25 +250,41 @@ impl Instance {
                 config.generation = config.generation.wrapping_add(1);
             }
         })?;
-        self.reconcile()?;
-        self.keep()?;
+        self.settle()?;
         Ok(change)
     }
 
-    /// Attaches to these cgroups or to none of them; those that drain are back in
-    /// service. For `reconcile` and `keep` to end.
-    pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<()> {
+    /// Attaches to those of these cgroups that are not, also to those that drain.
+    pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<Change> {
         let dir = self.dir();
+        let before = self.attached()?;
         let (back, new): (Vec<&Cgroup>, Vec<&Cgroup>) = cgroups
             .iter()
             .copied()
+            .filter(|c| before.iter().all(|b| b.id != c.id))
             .partition(|c| draining_dir(self, c.id).exists());
         attach_all(&dir, &new)?;
         for cgroup in &back {
             let pins = draining_dir(self, cgroup.id);
             fs::rename(&pins, cgroup_dir(&dir, cgroup.id)).map_err(on("rename", &pins))?;
         }
-        Ok(())
+        if new.is_empty() && back.is_empty() {
+            return Ok(Change::Nothing);
+        }
+        Ok(Change::Done)
+    }
+
+    /// One cgroup's sockets are to leave: enrols nothing more there. [`Self::settle`]
+    /// takes out what it can.
+    pub(super) fn retire_cgroup(&self, id: u64) -> Result<()> {
+        let pins = cgroup_dir(&self.dir(), id);
+        fs::rename(&pins, draining_dir(self, id)).map_err(on("rename", &pins))
+    }
+
+    /// After cgroups have come or gone.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.reconcile()?;
+        self.keep()
     }
 
     /// The filters, as they are in the maps.

@@ -261,9 +261,11 @@ impl Instance {
         })?;
         for id in from.cgroups.keys() {
             if !to.cgroups.contains_key(id) {
-                self.retire(Some(*id))?;
+                self.retire_cgroup(*id)?;
             }
         }
+        // Before the tables change: what leaves must not be judged by new ones.
+        self.reconcile()?;
 
         self.change_config(|config| config.changing |= 1)?;
         // The kernel's stores on our behalf, in this order for every CPU.
@@ -285,8 +287,7 @@ impl Instance {
             .filter(|cgroup| !from.cgroups.contains_key(&cgroup.id))
             .collect();
         self.attach(&new)?;
-        self.reconcile()?;
-        self.keep()
+        self.settle()
     }
 
     /// After a failure: to what was. What cannot be undone is said.
