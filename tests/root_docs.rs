@@ -18,12 +18,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 
 use sockaccel::cli::Cli;
 
 use common::cgroup::Cgroup;
+use common::deadline::Deadline;
 
 /// Commands that the pages show and this does not run, with the reason. Options
 /// and files are looked at nevertheless.
@@ -239,6 +242,21 @@ fn said<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     lines.map(plain).filter(|line| !line.is_empty()).collect()
 }
 
+/// Cgroups that a page did not come to remove. The programs in them ended with
+/// their pid namespace; the kernel lets go of them a little later.
+fn empty(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        let inner = entry.path();
+        if inner.is_dir() {
+            empty(&inner);
+            let deadline = Deadline::seconds(10);
+            while fs::remove_dir(&inner).is_err() && !deadline.passed() {
+                sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
 fn run(page: &Page) {
     let steps = steps(page);
     if steps.is_empty() {
@@ -266,6 +284,7 @@ fn run(page: &Page) {
         .env_remove("SOCKACCEL_INSTANCE")
         .output()
         .expect("unshare(1)");
+    empty(cgroup.path());
     for (n, step) in steps.iter().enumerate() {
         let read = |name| fs::read(place(n).join(name)).unwrap_or_default();
         let output = String::from_utf8_lossy(&read("output")).into_owned();
