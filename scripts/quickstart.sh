@@ -24,7 +24,7 @@ need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
 	redis-server redis-tools jq
 need_cargo
-echo "building"
+echo "building: some minutes the first time"
 builder cargo build --release --quiet
 target=$(builder cargo metadata --format-version 1 --no-deps | jq -r .target_directory)
 sockaccel=$target/release/sockaccel
@@ -192,3 +192,6 @@ echo "       $packets packets on lo for $messages messages ($on_lo; at most 0.2 
 ))"
 awk -v share="$share" -v on_lo="$on_lo" 'BEGIN { exit !(share >= 0.9 && on_lo <= 0.2) }' ||
 	die "not accelerated as it should be: see the reasons in the statistics above"
+echo
+echo "built: $sockaccel"
+echo "to go on: docs/tutorial.md"

@@ -273,13 +273,13 @@ fn the_hard_cap_is_that_of_the_manual() {
 #[test]
 fn what_the_papers_name_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let differences = fs::read_to_string(root.join("docs/differences-from-cilium.md"))
-        .expect("docs/differences-from-cilium.md");
-    let more = ["security", "containers"].map(|name| {
-        let path = root.join(format!("docs/{name}.md"));
-        fs::read_to_string(path).expect(name)
-    });
-    let papers = [README, &differences, &more.concat(), MANUAL].concat();
+    let docs = fs::read_dir(root.join("docs")).expect("docs");
+    let pages: Vec<String> = docs
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "md"))
+        .map(|path| fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        .collect();
+    let papers = [README, &pages.concat(), MANUAL].concat();
     let mut named = 0;
     for word in papers.split(|c: char| c.is_whitespace() || "`(),".contains(c)) {
         let (file, test) = word.split_once(':').unwrap_or((word, ""));

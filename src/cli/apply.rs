@@ -110,7 +110,7 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
     })?;
     if !context.output.json {
         for warning in &report.warnings {
-            say(format_args!("sockaccel: {warning}"));
+            say(format_args!("sockaccel: warning: {warning}"));
         }
     }
     Ok(())

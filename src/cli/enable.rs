@@ -158,7 +158,7 @@ fn accepted(context: &Context, args: &Args) -> Result<u32> {
     let report = doctor::before_enable(&args.cgroups, &allowed)?;
     if !context.output.json {
         for warning in &report.warnings {
-            say(format_args!("sockaccel: {warning}"));
+            say(format_args!("sockaccel: warning: {warning}"));
         }
     }
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))

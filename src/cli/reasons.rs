@@ -53,10 +53,11 @@ impl Reason {
             count,
             ..
         } = self;
-        let mut line = if self.unit == "sockets" {
-            format!("{count} sockets are not accelerated: {text}")
-        } else {
-            format!("{count} messages of enrolled sockets went by the stack: {text}")
+        let mut line = match (self.unit, count) {
+            ("sockets", 1) => format!("1 socket is not accelerated: {text}"),
+            ("sockets", _) => format!("{count} sockets are not accelerated: {text}"),
+            (_, 1) => format!("1 message of enrolled sockets went by the stack: {text}"),
+            _ => format!("{count} messages of enrolled sockets went by the stack: {text}"),
         };
         if !remedy.is_empty() {
             line.push_str("\n  To change it:  ");

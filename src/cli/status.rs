@@ -236,6 +236,12 @@ fn to_text(
         stats.redirected_bytes,
         stats.redirected_bytes + stats.stack_bytes,
     ));
+    if stats.seen == 0 && !attached.is_empty() {
+        lines.push(
+            "no connection was established in its cgroups since enable; older ones stay as they are"
+                .to_owned(),
+        );
+    }
     lines.extend(
         reasons
             .iter()

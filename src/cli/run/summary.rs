@@ -88,7 +88,7 @@ impl Summary<'_> {
         }
         if !self.remains.processes.is_empty() {
             lines.push(format!(
-                "  {} still run; their connections go on as plain TCP",
+                "  left running: {}; connections go on as plain TCP",
                 processes(&self.remains.processes)
             ));
         }
@@ -140,8 +140,13 @@ fn remedy(reason: &Reason) -> String {
 fn processes(pids: &[u32]) -> String {
     let named: Vec<String> = pids.iter().take(NAMED).map(u32::to_string).collect();
     let more = if pids.len() > NAMED { ", ..." } else { "" };
+    let noun = if pids.len() == 1 {
+        "process"
+    } else {
+        "processes"
+    };
     format!(
-        "{} processes of the command ({}{more})",
+        "{} {noun} of the command ({}{more})",
         pids.len(),
         named.join(", ")
     )
