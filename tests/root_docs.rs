@@ -39,8 +39,8 @@ const NOT_RUN: &[(&str, &str)] = &[
         "changes the machine",
     ),
     (
-        "sudo sockaccel bench --workload rr --size 64 --rounds 40 --seconds 0.1 --remote",
-        "a minute; tests/root_bench.rs",
+        "sudo sockaccel bench --workload rr,stream,pipelined,crr --cores same,across --rounds 9 --seconds 0.15",
+        "some minutes; tests/root_bench.rs",
     ),
     ("sudo scripts/vmtest.sh", "virtual machines"),
     (
