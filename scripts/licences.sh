@@ -14,7 +14,7 @@ command -v jq >/dev/null || die "jq not found: install it first"
 allowed=$(sed -n '/^allow = \[/,/^\]/s/^ *"\(.*\)",$/\1/p' deny.toml | jq -R . | jq -s .)
 [[ $allowed != '[]' ]] || die "deny.toml allows no licence"
 targets=()
-for target in x86_64-unknown-linux-gnu x86_64-unknown-linux-musl aarch64-unknown-linux-gnu; do
+for target in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do
 	targets+=(--target "$target")
 done
 # Without dev-dependencies, which nobody is given.

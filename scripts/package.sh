@@ -1,13 +1,13 @@
 #!/bin/bash
 # Builds the packages: scripts/package.sh [TARGET]
 #
-# TARGET is a Rust target, like x86_64-unknown-linux-musl for a binary that needs
-# no library; without one it is this machine's. For another one libelf and zlib are
-# built from source and linked in. The files are named at the end.
+# TARGET is a Rust target, like aarch64-unknown-linux-gnu; without one it is this
+# machine's. For another one libelf and zlib are built from source and linked in.
+# The files are named at the end.
 #
 # What it needs besides Rust: cargo install --locked cargo-deb cargo-generate-rpm;
-# for another target also autoconf automake autopoint bison flex gawk gettext make,
-# and musl-tools or gcc-aarch64-linux-gnu.
+# for another target also autoconf automake autopoint bison flex gawk gettext make
+# and a cross compiler, like gcc-aarch64-linux-gnu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -26,10 +26,6 @@ if [[ $target ]]; then
 	release=$targets/$target/release
 fi
 case $target in
-x86_64-unknown-linux-musl)
-	# musl-gcc hides the headers of the kernel.
-	export CFLAGS_x86_64_unknown_linux_musl="-idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu"
-	;;
 aarch64-unknown-linux-gnu)
 	export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 	;;
