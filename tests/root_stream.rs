@@ -116,6 +116,45 @@ fn a_sender_with_unread_redirected_bytes_stays() {
     round_trip(&pair);
 }
 
+/// `stats` is a counter: ejection takes nothing back.
+#[test]
+fn ejection_keeps_what_was_redirected_in_stats() {
+    let cgroup = Cgroup::new("stream-counts");
+    let instance = Instance::enable(&cgroup, &["--stream-limit", "500"]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    for _ in 0..1000 {
+        round_trip(&pair);
+    }
+    let mut before = instance.stats();
+    let mut fell = |after: Stats| {
+        for count in ["redirected_messages", "redirected_bytes"] {
+            assert!(
+                after.count(count) >= before.count(count),
+                "{count} fell from {} to {}: {}",
+                before.count(count),
+                after.count(count),
+                after.0
+            );
+        }
+        before = after;
+    };
+    for tag in 0..50 {
+        download(&pair, tag, 2000);
+        let after = instance.stats();
+        let ejected = streams(&after);
+        fell(after);
+        if ejected == 2 {
+            drop(pair);
+            fell(instance.stats());
+            assert!(before.count("redirected_messages") >= 2000, "{}", before.0);
+            return;
+        }
+    }
+    panic!("not ejected: {}", before.0);
+}
+
 /// A pooled connection that streams once.
 #[test]
 fn requests_after_a_short_stream_are_redirected_again() {

@@ -362,7 +362,7 @@ fn ten_thousand_connections() {
     const BATCH: usize = 500;
     raise_limit();
     let cgroup = Cgroup::new("top");
-    let instance = Instance::enable(&cgroup, &[]);
+    let instance = Instance::enable(&cgroup, &["--admission", "all"]);
     let joined = cgroup.join();
     let mut server = Helper::start("echo");
     let port: u16 = server.hear().parse().expect("a port");

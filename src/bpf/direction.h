@@ -87,6 +87,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 	}
 	st->marks &= ~SA_MARK_LEAVING;
 	if (conn->gate & sa_gate(SA_GATE_GONE, !st->side)) {
+		st->marks |= SA_MARK_GONE;
 		st->verdict = SA_WHY_MISSED;
 		return;
 	}

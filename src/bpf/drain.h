@@ -144,13 +144,14 @@ static __always_inline bool sa_is_let_alone(const struct sa_sock *st, const stru
 	return !sa_psock(psk);
 }
 
-static __always_inline void sa_take_out(struct sa_sock *st)
+static __always_inline void sa_take_out(struct sa_sock *st, struct sa_conn *conn)
 {
 	__u64 cookie = st->cookie;
 
 	if (__sync_lock_test_and_set(&st->enrolled, 0)) {
 		st->ejected = SA_REASON_DISABLED;
-		sa_add_at(ejected, SA_REASON_DISABLED, SA_REASON_COUNT, 1);
+		if (!conn || sa_account(conn, st->side))
+			sa_add_at(ejected, SA_REASON_DISABLED, SA_REASON_COUNT, 1);
 		sa_tell(st);
 	}
 	bpf_map_delete_elem(&sa_sockhash, &cookie);
@@ -223,7 +224,7 @@ static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, boo
 	if (waits)
 		sa_tell_one(ctx->meta->seq, sk, st, drop ? SA_DROPPED : waits);
 	if (!waits || drop)
-		sa_take_out(st);
+		sa_take_out(st, conn);
 }
 
 /* Back in service, if both ends are in enabled cgroups again, and in the map. */

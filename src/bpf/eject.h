@@ -11,12 +11,6 @@
 #include "pairing.h"
 #include "stream.h"
 
-/* Did the peer take this socket out? */
-static __always_inline bool sa_was_ejected(const struct sa_sock *st, const struct sa_conn *conn)
-{
-	return conn && conn->ejected & (1u << st->side);
-}
-
 /* From here on nothing is redirected, if nothing ever was. */
 static __always_inline bool sa_shut(struct sa_conn *conn)
 {
@@ -31,15 +25,13 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
 	if (st->enrolled) {
-		bool mine = sa_eject_one(st->cookie, reason);
-
-		if (mine)
-			sa_event(st, SA_EVENT_EJECTED, reason);
-		/* Not there: the peer or the watch has taken it out, or close(2). */
-		if (mine || !conn || sa_was_ejected(st, conn))
-			st->ejected = reason;
-		else
+		st->ejected = reason;
+		/* Not there, and not counted: close(2) has taken it out. */
+		if (conn && !sa_eject_side(conn, st->side, st->cookie, reason) &&
+		    sa_account(conn, st->side)) {
+			st->ejected = SA_REASON_NONE;
 			sa_add(closed, 1);
+		}
 		st->enrolled = 0;
 	}
 	sa_leave(st);
@@ -56,10 +48,7 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 {
 	if (!sa_shut(conn))
 		return false;
-	if (sa_eject_one(st->peer_cookie, reason)) {
-		__sync_fetch_and_or(&conn->ejected, 1u << !st->side);
-		sa_event(sa_side(conn, !st->side), SA_EVENT_EJECTED, reason);
-	}
+	sa_eject_side(conn, !st->side, st->peer_cookie, reason);
 	sa_out(ops, st, reason);
 	return true;
 }

@@ -326,31 +326,15 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 	sa_note_process(st);
 }
 
-/*
- * Two locked additions for each message would be a tenth of the verdict, so a
- * socket counts for itself what it redirects, and tells at each change of state:
- * close(2) makes one in the same call that takes it out of sa_sockhash, where
- * `stats` looks for the rest.
- */
-static __always_inline void sa_tell(struct sa_sock *st)
-{
-	if (st->told_messages != st->redirected_messages)
-		sa_earn(st, st->redirected_messages % SA_ADMIT_EVERY);
-	sa_add(redirected_messages, st->redirected_messages - st->told_messages);
-	sa_add(redirected_bytes, st->redirected_bytes - st->told_bytes);
-	st->told_messages = st->redirected_messages;
-	st->told_bytes = st->redirected_bytes;
-}
-
 static __always_inline void sa_on_close(struct sa_sock *st)
 {
 	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 
 	/*
-	 * Once: nested cgroups run the program once for each, and a drain may be at
-	 * it. The watch ejects, and deletes the connection.
+	 * Nested cgroups run the program once for each. Where nobody came, the watch
+	 * has ejected it, and deleted the connection.
 	 */
-	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn && !sa_was_ejected(st, conn))
+	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn && sa_account(conn, st->side))
 		sa_add(closed, 1);
 	sa_leave(st);
 }

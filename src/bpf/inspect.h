@@ -46,7 +46,11 @@ static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, 
 	return n;
 }
 
-/* Is the peer's queue long right now? */
+/*
+ * Is the peer's queue at the hard cap right now? What was redirected since it was
+ * seen empty says less: a reader that is always some messages behind keeps reading.
+ * Of small messages a part is counted: the walk must end somewhere.
+ */
 static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st)
 {
 	const struct sock___sa *psk = sa_cast(st->peer_sk, sock___sa);
@@ -54,7 +58,7 @@ static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st)
 	__u64 waiting = 0;
 
 	return psock && (sa_queue_length(psock, SA_LONG_MESSAGES, &waiting) == SA_LONG_MESSAGES ||
-			 waiting >= SA_LONG_BYTES);
+			 waiting >= SA_HARD_BYTES);
 }
 
 /* The map's link and the running call hold one reference each. */

@@ -73,13 +73,19 @@ enum sa_gate {
 	SA_GATE_REFUSED = 128, /* the peer had to, meanwhile */
 };
 
+/* Of sa_conn.ejected, by side like enum sa_gate. */
+enum sa_accounted {
+	SA_OUT = 1, /* somebody has counted it as ejected, or as closed */
+	SA_TOLD = 4, /* its peer has told for it what it redirected, see sa_tell() */
+};
+
 /* Value of sa_conns: the rendezvous of the two sockets of one connection. */
 struct sa_conn {
 	struct sa_side side[2];
 	__u32 gate; /* enum sa_gate, changed by atomics only */
 	__u32 poisoned; /* two sockets claimed one side: nobody is paired */
 	__u32 left; /* bit per side: will not touch this entry again */
-	__u32 ejected; /* bit per side: its peer or the watch took it out */
+	__u32 ejected; /* enum sa_accounted */
 	struct bpf_timer timer; /* of the watch, see watch.h */
 	__u32 looks; /* of the watch so far */
 	__u32 suspect; /* the watch saw a reader that may not be eligible */
@@ -164,6 +170,7 @@ enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
 	SA_MARK_OPTION = 2, /* the peer asked for an option redirect cannot honour */
 	SA_MARK_LEAVING = 4, /* the peer is about to leave, see stream.h */
+	SA_MARK_GONE = 8, /* it has left */
 };
 
 /* Key of sa_endpoints, sa_services' address part, the policy's endpoint. */
@@ -277,7 +284,7 @@ struct sa_listener {
 	__u32 readers; /* enum sa_readers: what the last child judged was */
 	__u32 splicing; /* a child was seen splicing */
 	__u32 tgid; /* of the process that called listen(2), 0 unknown */
-	__u32 pad;
+	__u32 shared; /* others listen there too: what one child is says nothing */
 	__u64 start_time; /* of that process: ns since boot */
 	__u64 sk; /* address of the listener, believed only with its cookie */
 	__u64 cookie;

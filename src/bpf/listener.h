@@ -58,9 +58,10 @@ static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 		if (!own && known && sa_listens_for_splicers(known->tgid, known->start_time))
 			return SA_REASON_SPLICING;
 	}
-	if (conf->blocking || (known && known->readers == SA_READERS_NONBLOCKING))
+	if (conf->blocking ||
+	    (known && !known->shared && known->readers == SA_READERS_NONBLOCKING))
 		return SA_REASON_NONE;
-	if (known && known->readers == SA_READERS_BLOCKING)
+	if (known && !known->shared && known->readers == SA_READERS_BLOCKING)
 		return SA_REASON_BLOCKING_READER;
 	/* The first child tells, at its first ACK: it need not be enrolled. */
 	if (own ? sa_listener_blocks(own->sk, own->cookie) :
@@ -79,7 +80,7 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 	const struct task_struct___sa *task = (const void *)bpf_get_current_task_btf();
 	struct sa_listener_key key = {};
 	struct sa_listener fresh = {};
-	const struct sa_listener *known;
+	struct sa_listener *known;
 	const struct sock_common___sa *skc;
 	struct sa_listening *own;
 	struct bpf_sock *sk = ops->sk;
@@ -98,6 +99,7 @@ static __always_inline void sa_on_listen(struct bpf_sock_ops *ops)
 	known = bpf_map_lookup_elem(&sa_listeners, &key);
 	own = bpf_sk_storage_get(&sa_listening, sk, NULL, 0);
 	if (known && known->cookie && known->cookie != fresh.cookie && sa_listens(known)) {
+		known->shared = 1;
 		if (!own)
 			own = bpf_sk_storage_get(&sa_listening, sk, NULL,
 						 BPF_LOCAL_STORAGE_GET_F_CREATE);

@@ -19,7 +19,7 @@ struct sa_view {
 	__u32 write_seq; /* own */
 	__u32 copied_seq; /* of the peer, in own sequence space */
 	__u32 queue_empty; /* the peer's redirect queue */
-	__u32 queue_long; /* ... is long right now */
+	__u32 queue_long; /* ... is at the hard cap right now */
 	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
 	__u32 another_thread; /* than the one that sent last */
 	__u32 answered; /* the peer has sent since the last message */
@@ -34,9 +34,8 @@ struct sa_view {
  */
 #define SA_HARD_MESSAGES 2048
 #define SA_HARD_BYTES (2u << 20)
-/* Of these so much must still wait. */
+/* So many messages, or all these bytes, must still wait. */
 #define SA_LONG_MESSAGES 256
-#define SA_LONG_BYTES (1u << 20)
 
 static __always_inline bool sa_over_hard_cap(const struct sa_sock *st)
 {

@@ -133,7 +133,8 @@ int sa_verdict(struct sk_msg_md *msg)
 	sa_inspect(st, tp, conf, &v);
 	if (st->marks) {
 		v.splicing = st->marks & SA_MARK_SPLICING;
-		if (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty))
+		if (st->marks & SA_MARK_GONE ||
+		    (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty)))
 			sa_force(&v, SA_WHY_MISSED);
 	}
 	path = st->path;

@@ -11,18 +11,8 @@
 #ifndef SA_STREAM_H
 #define SA_STREAM_H
 
-#include "events.h"
+#include "account.h"
 #include "inspect.h"
-#include "pairing.h"
-
-/* Deletes one socket from the map, and counts it if it was there. */
-static __always_inline bool sa_eject_one(__u64 cookie, __u32 reason)
-{
-	if (bpf_map_delete_elem(&sa_sockhash, &cookie))
-		return false;
-	sa_add_at(ejected, reason, SA_REASON_COUNT, 1);
-	return true;
-}
 
 static __always_inline void sa_quiet(struct bpf_sock_ops *ops)
 {
@@ -52,7 +42,9 @@ static __always_inline bool sa_nothing_comes(const struct sock___sa *own,
 /*
  * Asks the peer not to redirect here any more. It looks at the gate when the
  * generation has moved, which it reads after taking the reference that
- * sa_nothing_comes() looks for; the atomics order the two on this side.
+ * sa_nothing_comes() looks for. The atomics order the two on this side; on the
+ * other the reference is taken by a locked instruction on x86-64, and elsewhere
+ * some hundred instructions and a lock before.
  */
 static __always_inline bool sa_ask_leave(const struct sa_sock *st, struct sa_conn *conn,
 					 const struct sock___sa *own)
@@ -105,10 +97,8 @@ static __always_inline void sa_dismiss_peer(struct bpf_sock_ops *ops, const stru
 	psock = psk ? sa_psock(psk) : NULL;
 	if (psock && !sa_queue_empty(psock))
 		return;
-	if (psock && sa_eject_one(st->peer_cookie, SA_REASON_STREAM)) {
-		__sync_fetch_and_or(&conn->ejected, 1u << !st->side);
-		sa_event(sa_side(conn, !st->side), SA_EVENT_EJECTED, SA_REASON_STREAM);
-	}
+	if (psock && sa_eject_side(conn, !st->side, st->peer_cookie, SA_REASON_STREAM))
+		sa_tell_for_peer(st, conn);
 	sa_quiet(ops);
 }
 
@@ -135,10 +125,11 @@ static __always_inline void sa_on_stream_ack(struct bpf_sock_ops *ops, struct sa
 		st->lost = 0;
 		return;
 	}
-	if (sa_eject_one(st->cookie, SA_REASON_STREAM)) {
+	/* In this order: `stats` must not miss it in between. */
+	sa_tell(st);
+	if (sa_eject_side(conn, st->side, st->cookie, SA_REASON_STREAM)) {
 		st->enrolled = 0;
 		st->ejected = SA_REASON_STREAM;
-		sa_event(st, SA_EVENT_EJECTED, SA_REASON_STREAM);
 	}
 }
 

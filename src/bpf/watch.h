@@ -35,14 +35,8 @@ static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
 
 	if (!sa_shut(conn))
 		return;
-	if (sa_eject_one(zero, reason)) {
-		__sync_fetch_and_or(&conn->ejected, 1);
-		sa_event(&conn->side[0], SA_EVENT_EJECTED, reason);
-	}
-	if (sa_eject_one(one, reason)) {
-		__sync_fetch_and_or(&conn->ejected, 2);
-		sa_event(&conn->side[1], SA_EVENT_EJECTED, reason);
-	}
+	sa_eject_side(conn, 0, zero, reason);
+	sa_eject_side(conn, 1, one, reason);
 }
 
 /* Servers accept within milliseconds, or are busy for long. */
@@ -53,17 +47,28 @@ static __always_inline __u64 sa_watch_delay(__u32 looks)
 	return looks < 512 ? 16 * SA_WATCH_MS : 1000 * SA_WATCH_MS;
 }
 
-/* The slots are free for others; the socket sees it at its next callback. */
-static __always_inline void sa_give_up(const __u64 *id, struct sa_conn *conn)
+/*
+ * The slots are free for others; the socket sees it at its next callback. The
+ * entry may be another connection's by now: what has a side taken stays, so once
+ * the other side is ours, and both are still those that were looked at, it is.
+ */
+static __always_inline void sa_give_up(const __u64 *at, struct sa_conn *conn)
 {
-	struct sa_side *nobody = conn->side[0].cookie ? &conn->side[1] : &conn->side[0];
-	const struct sa_side *lonely = conn->side[0].cookie ? &conn->side[0] : &conn->side[1];
-	__u64 cookie = lonely->cookie;
+	__u64 id = *at, cookie = conn->side[0].cookie;
+	__u32 side = 0;
 
-	if (__sync_val_compare_and_swap(&nobody->cookie, 0, SA_NOBODY))
+	if (!cookie) {
+		side = 1;
+		cookie = conn->side[1].cookie;
+	}
+	if (!cookie || __sync_val_compare_and_swap(&sa_side(conn, !side)->cookie, 0, SA_NOBODY))
 		return;
-	sa_eject_one(cookie, SA_REASON_NO_LOCAL_PEER);
-	bpf_map_delete_elem(&sa_conns, id);
+	if (bpf_map_lookup_elem(&sa_conns, &id) != conn || sa_side(conn, side)->cookie != cookie) {
+		__sync_val_compare_and_swap(&sa_side(conn, !side)->cookie, SA_NOBODY, 0);
+		return;
+	}
+	sa_eject_side(conn, side, cookie, SA_REASON_NO_LOCAL_PEER);
+	bpf_map_delete_elem(&sa_conns, &id);
 }
 
 static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
@@ -121,7 +126,8 @@ static __always_inline void sa_watch(struct sa_conn *conn, const struct sa_sock 
 	const struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
 	const struct sa_config *conf = sa_conf();
 
-	if (!conf || conf->blocking || (known && known->readers == SA_READERS_NONBLOCKING))
+	if (!conf || conf->blocking || 
+	    (known && !known->shared && known->readers == SA_READERS_NONBLOCKING))
 		return;
 	sa_watch_in(conn, sa_watch_delay(0));
 }

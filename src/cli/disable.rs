@@ -83,7 +83,7 @@ pub struct Waiting {
     pid: Option<u32>,
     /// Redirected to it, and not read yet.
     unread_bytes: u64,
-    /// `unread`, `peer_unread`, `sender`, `peer`; null where that was not looked at.
+    /// `next_look`, `unread`, `peer_unread`, `sender`, `peer`; null where that was not looked at.
     waits_for: Option<&'static str>,
 }
 

@@ -231,6 +231,7 @@ fn end(path: &str, examples: Vec<&str>, json: &[&Json]) -> Roff {
 fn statuses(path: &str) -> impl Iterator<Item = &'static (u8, &'static str)> {
     STATUSES.iter().filter(move |(status, _)| match status {
         5 => path == "assert",
+        7 => ["disable", "apply"].contains(&path),
         125..=127 => path == "run",
         _ => path != "run",
     })

@@ -264,6 +264,8 @@ impl Instance {
                 self.retire_cgroup(*id)?;
             }
         }
+        // Before the tables change: what leaves must not be judged by new ones.
+        self.reconcile()?;
 
         self.change_config(|config| config.changing |= 1)?;
         // The kernel's stores on our behalf, in this order for every CPU.

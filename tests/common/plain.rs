@@ -77,7 +77,7 @@ pub fn assert_gone(ids: &[u32], when: &str) {
     });
 }
 
-/// Without opening it: a PROG_ARRAY that is opened and closed again while its last
+/// Without opening it: a `PROG_ARRAY` that is opened and closed again while its last
 /// pin goes is cleared twice, and then the kernel never frees it.
 #[allow(unsafe_code)]
 fn is_there(id: u32) -> bool {
