@@ -83,6 +83,9 @@ fn clang_args(out: &Path) -> Result<Vec<OsString>, env::VarError> {
         // Debian and Ubuntu keep asm/types.h here; clang's bpf target does not look.
         "-I".into(),
         format!("/usr/include/{arch}-linux-gnu").into(),
+        // And those of another architecture, to cross-build.
+        "-idirafter".into(),
+        format!("/usr/{arch}-linux-gnu/include").into(),
     ]
     .into())
 }

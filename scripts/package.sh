@@ -1,9 +1,13 @@
 #!/bin/bash
 # Builds the packages: scripts/package.sh [TARGET]
 #
-# TARGET is a Rust target, like x86_64-unknown-linux-musl for a binary that needs
-# no library; without one it is this machine's. The files are named at the end.
-# What it needs besides Rust: cargo install cargo-deb cargo-generate-rpm
+# TARGET is a Rust target, like aarch64-unknown-linux-gnu; without one it is this
+# machine's. For another one libelf and zlib are built from source and linked in.
+# The files are named at the end.
+#
+# What it needs besides Rust: cargo install --locked cargo-deb cargo-generate-rpm;
+# for another target also autoconf automake autopoint bison flex gawk gettext make
+# and a cross compiler, like gcc-aarch64-linux-gnu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -17,22 +21,11 @@ builder cargo generate-rpm --version >/dev/null 2>&1 ||
 targets=${CARGO_TARGET_DIR:-target}
 args=()
 release=$targets/release
-case $target in
-'') ;;
-*-musl)
+if [[ $target ]]; then
 	args=(--target "$target" --features vendored)
 	release=$targets/$target/release
-	;;
-*)
-	args=(--target "$target")
-	release=$targets/$target/release
-	;;
-esac
+fi
 case $target in
-x86_64-unknown-linux-musl)
-	# musl-gcc hides the headers of the kernel.
-	export CFLAGS_x86_64_unknown_linux_musl="-idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu"
-	;;
 aarch64-unknown-linux-gnu)
 	export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 	;;
@@ -41,20 +34,17 @@ esac
 builder cargo build --release --locked "${args[@]}"
 
 # By a binary that runs here, whatever the target.
-builder cargo build --release --locked
+[[ -z $target ]] || builder cargo build --release --locked
 mkdir -p target/completions
 "$targets/release/sockaccel" completions bash >target/completions/sockaccel.bash
 "$targets/release/sockaccel" completions zsh >target/completions/_sockaccel
 "$targets/release/sockaccel" completions fish >target/completions/sockaccel.fish
 
-deb=(--no-build --no-strip) rpm=()
-if [[ -n $target ]]; then
-	deb+=(--target "$target")
-	rpm+=(--target "$target")
-fi
-out=$targets/packages
+# Packages of two targets may have the same name.
+out=$targets/packages${target:+/$target}
 mkdir -p "$out"
-builder cargo deb "${deb[@]}" -o "$out/"
-builder cargo generate-rpm "${rpm[@]}" --target-dir "$targets" -o "$out/"
-cp "$release/sockaccel" "$out/sockaccel${target:+-$target}"
+args=(${target:+--target "$target"})
+builder cargo deb --no-build --no-strip "${args[@]}" -o "$out/"
+builder cargo generate-rpm "${args[@]}" --target-dir "$targets" -o "$out/"
+cp "$release/sockaccel" "$out/"
 ls -l "$out"

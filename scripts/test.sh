@@ -68,6 +68,8 @@ if builder cargo clippy --version >/dev/null 2>&1; then
 	builder cargo clippy --all-targets -- -D warnings
 fi
 
+scripts/licences.sh >/dev/null
+
 plain=() root=()
 for file in tests/*.rs; do
 	[[ -e $file ]] || continue

@@ -207,7 +207,7 @@ pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
             check(unsafe {
                 libbpf_sys::bpf_map_get_info_by_fd(map.as_raw_fd(), &raw mut info, &raw mut len)
             })?;
-            let name = info.name.map(i8::cast_unsigned);
+            let name = info.name.map(|c| c.to_ne_bytes()[0]);
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             Ok((String::from_utf8_lossy(name).into_owned(), map))
         })

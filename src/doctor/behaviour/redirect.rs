@@ -18,6 +18,13 @@ use super::check;
 use super::link::Link;
 use super::link::until_in;
 
+/// What `epoll_wait(3)` may be: newer architectures have only the second.
+const EPOLL_WAITS: &[libc::c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+];
+
 /// To a reader that is busy elsewhere.
 pub const CHECK: Check = Check {
     if_not: Verdict::Fails,
@@ -66,7 +73,7 @@ fn to_waiting(link: &mut Link) -> io::Result<()> {
                 epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(1000_u16))
             });
             let tid = waits.recv().map_err(io::Error::other)?;
-            until_in(tid, &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait])?;
+            until_in(tid, EPOLL_WAITS)?;
             link.send("there");
             let woken = waiting.join();
             Ok(woken.map_err(|_| io::Error::other("the waiting thread panicked"))??)
