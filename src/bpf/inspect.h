@@ -49,11 +49,12 @@ static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, 
 /*
  * Is the peer's queue at the hard cap right now? What was redirected since it was
  * seen empty says less: a reader that is always some messages behind keeps reading.
- * Of small messages a part is counted: the walk must end somewhere.
+ * Of small messages a part is counted: the walk must end somewhere. Not static:
+ * the verifier looks at it once, and not for each way that leads here.
  */
-static __always_inline __u32 sa_peer_queue_long(const struct sa_sock *st)
+__noinline __u32 sa_peer_queue_long(__u64 peer_sk)
 {
-	const struct sock___sa *psk = sa_cast(st->peer_sk, sock___sa);
+	const struct sock___sa *psk = sa_cast(peer_sk, sock___sa);
 	const struct sk_psock___sa *psock = sa_psock(psk);
 	__u64 waiting = 0;
 

@@ -139,7 +139,7 @@ int sa_verdict(struct sk_msg_md *msg)
 	}
 	path = st->path;
 	if (path == SA_PATH_REDIRECT && !v.queue_empty && sa_over_hard_cap(st))
-		v.queue_long = sa_peer_queue_long(st);
+		v.queue_long = sa_peer_queue_long(st->peer_sk);
 	why = sa_decide(st, &v, conf);
 	if (!why && !st->gate_open) {
 		if (sa_open_gate(st)) {
