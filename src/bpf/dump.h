@@ -35,7 +35,7 @@ static __always_inline __u32 sa_waits(const struct sock___sa *sk, const struct s
 	if (st->cut == SA_CUT_DONE)
 		return SA_WAITS_PEER;
 	psk = sa_cast(st->peer_sk, sock___sa);
-	if ((__u64)psk->__sk_common.skc_cookie.counter != st->peer_cookie)
+	if (sa_cookie_of(psk) != st->peer_cookie)
 		return SA_WAITS_SENDER;
 	psock = sa_psock(psk);
 	return psock && !sa_queue_empty(psock) ? SA_WAITS_PEER_UNREAD : SA_WAITS_SENDER;
