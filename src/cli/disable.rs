@@ -14,6 +14,7 @@ use crate::maps::layout::Dump;
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
 use crate::state::{DEFAULT_INSTANCE, Drained, Patience, disable};
+use crate::words::duration;
 
 /// Between two lines on progress where nobody watches, and where somebody may.
 const RARELY: Duration = Duration::from_secs(5);
@@ -36,27 +37,6 @@ pub struct Args {
     /// Do not wait: drop what is unread
     #[arg(long)]
     now: bool,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 60 * 60 * 1000,
-        _ => 0,
-    };
-    number
-        .parse()
-        .ok()
-        .filter(|_| milliseconds > 0)
-        .and_then(|number: u64| number.checked_mul(milliseconds))
-        .map(Duration::from_millis)
-        .ok_or_else(|| format!("{text:?} is not a duration, like 500ms, 5s, 2m or 1h"))
 }
 
 /// What `disable` did.
@@ -242,33 +222,6 @@ impl Progress {
     fn end(&self) {
         if self.told {
             let _ = write!(stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        for (text, expected) in [
-            ("500ms", Some(500)),
-            ("5", Some(5_000)),
-            ("5s", Some(5_000)),
-            ("2m", Some(120_000)),
-            ("1h", Some(3_600_000)),
-            ("0", Some(0)),
-            ("", None),
-            ("s", None),
-            ("-1s", None),
-            ("1d", None),
-            ("1.5s", None),
-            ("99999999999999999999h", None),
-            ("9999999999999999h", None),
-        ] {
-            let got = duration(text).ok().map(|d| d.as_millis());
-            assert_eq!(got, expected, "{text}");
         }
     }
 }

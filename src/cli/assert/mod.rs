@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::outcome::REASONS;
 use crate::output::table;
 use crate::state::Instance;
-use claim::{Comparison, duration};
+use crate::words::duration;
+use claim::Comparison;
 use figures::{ByName, Figure, Figures, Whose};
 
 /// Between two looks while waiting.
