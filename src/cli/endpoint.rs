@@ -199,7 +199,7 @@ fn del_host(
         .map(|(addr, _)| addr)
         .collect();
     if hosts.is_empty() && !if_exists.if_exists {
-        return Err(absent("an endpoint that was added with --host"));
+        return Err(absent("endpoint that was added with --host"));
     }
     refuse_policy(policy, &hosts)?;
     for addr in &hosts {

@@ -85,13 +85,11 @@ pub fn conflict(what: impl Display) -> Error {
     ))
 }
 
-/// There is no such entry (exit status 1).
+/// There is no such entry (exit status 1). Its text begins with the noun of its
+/// commands.
 pub fn absent(what: impl Display) -> Error {
     let what = what.to_string();
-    let noun = ["endpoint", "identity", "service", "policy"]
-        .into_iter()
-        .find(|noun| what.contains(noun))
-        .unwrap_or("endpoint");
+    let noun = what.split(' ').next().unwrap_or_default();
     Error::Failed(format!(
         "{what} does not exist\n  To see what there is:  sockaccel {noun} list"
     ))

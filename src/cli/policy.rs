@@ -389,4 +389,12 @@ mod tests {
             assert_eq!(text.parse::<Word>().ok(), expected, "{text}");
         }
     }
+
+    #[test]
+    fn an_absent_rule_is_looked_for_among_rules() {
+        let endpoint = IpAddr::from([10, 0, 0, 7]);
+        let key = rule_key(endpoint, Direction::Egress, Identity(7), None);
+        let text = absent(describe(&key)).to_string();
+        assert!(text.ends_with("sockaccel policy list"), "{text}");
+    }
 }
