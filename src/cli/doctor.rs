@@ -36,11 +36,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         .iter()
         .map(|path| Ok(Cgroup::open(path)?.path))
         .collect::<Result<Vec<_>>>()?;
-    let allowed = [
-        Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
-        args.allow.clone(),
-    ]
-    .concat();
+    let allowed = [Risk::from_env()?, args.allow.clone()].concat();
     let time = Duration::from_secs(args.timeout.into());
     let diagnosis = doctor::diagnose(&context.place, &cgroups, &allowed, time)?;
     context

@@ -60,8 +60,8 @@ pub fn run(context: &Context, what: What) -> Result<()> {
 }
 
 fn say_if_empty<T>(context: &Context, rows: &[T]) {
-    if rows.is_empty() && !context.output.json {
-        say("0 entries.");
+    if rows.is_empty() {
+        context.output.note("0 entries.");
     }
 }
 

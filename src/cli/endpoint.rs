@@ -11,7 +11,7 @@ use super::entry::{IfExists, absent, add, change, conflict, del, explain_empty, 
 use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
-use crate::output::{say, table};
+use crate::output::table;
 use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
 
@@ -98,8 +98,8 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 None => add_host(&endpoints, identity.unwrap_or(0))?,
             };
             finish(context, &instance, Ok(change))?;
-            if instance.config()?.scope == SCOPE_LOCAL && !context.output.json {
-                say(
+            if instance.config()?.scope == SCOPE_LOCAL {
+                context.output.note(
                     "Scope is local: endpoints serve policy only, every paired local peer is accelerated.\n  \
                      To accelerate only towards endpoints:  sockaccel enable --cgroup PATH --scope endpoints",
                 );

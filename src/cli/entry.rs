@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::Context;
 use crate::error::{Error, Result};
 use crate::maps::{Plain, Table};
-use crate::output::say;
 use crate::state::{Change, Instance};
 
 /// Options of every `del`.
@@ -117,7 +116,8 @@ pub fn finish(context: &Context, instance: &Instance, change: Result<Change>) ->
 
 /// Says on standard error why a list is empty.
 pub fn explain_empty<T>(context: &Context, entries: &[T], noun: &str, add: &str) {
-    if entries.is_empty() && !context.output.json {
-        say(format_args!("0 {noun}. To add one:  sockaccel {add}"));
+    if entries.is_empty() {
+        let text = format_args!("0 {noun}. To add one:  sockaccel {add}");
+        context.output.note(text);
     }
 }

@@ -14,7 +14,7 @@ use crate::maps::Table;
 use crate::maps::layout::{
     Addr, Endpoint, IDENTITY_ANY, POLICY_DEFAULT_DENY, POLICY_RULE, Policy, PolicyKey, VERDICT_DENY,
 };
-use crate::output::{say, table};
+use crate::output::table;
 use crate::state::tables::{default_deny, rule_key};
 use crate::state::{Change, Instance};
 use crate::words::{Direction, IPPROTO_TCP, Identity, Traffic, Verdict};
@@ -269,9 +269,9 @@ fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: Verdict)
     if added.is_err() && first {
         rules.remove(&default)?;
     }
-    if first && added.is_ok() && !context.output.json {
+    if first && added.is_ok() {
         let row = Row::new(key, &value);
-        say(format_args!(
+        context.output.note(format_args!(
             "First {} rule of {}: what no rule of it allows stays on the stack from now on.",
             row.direction, row.endpoint
         ));

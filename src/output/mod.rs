@@ -44,6 +44,13 @@ impl Output {
         }
     }
 
+    /// Says something on standard error to people who read no JSON.
+    pub fn note(self, text: impl Display) {
+        if !self.json {
+            say(text);
+        }
+    }
+
     /// The text of this value.
     pub fn to_json<T: Serialize>(self, value: &T) -> Result<String> {
         let text = if self.pretty {

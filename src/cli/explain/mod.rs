@@ -13,7 +13,6 @@ use super::addr::end;
 use crate::error::{Error, Result};
 use crate::maps::layout::PATH_REDIRECT;
 use crate::outcome::REASONS;
-use crate::output::say;
 use crate::state::{Instance, process};
 use find::{Connection, End, Look, Wanted, canonical, find};
 use rules::{Direction, Rule, Seen, Setting};
@@ -71,8 +70,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let wanted = args.wanted()?;
     let instance = Instance::open(&context.place)?;
     let found = find(&instance, wanted, args.limit)?;
-    if found.hidden > 0 && !context.output.json {
-        say(format_args!(
+    if found.hidden > 0 {
+        context.output.note(format_args!(
             "sockaccel: the sockets of {} processes may not be looked at",
             found.hidden
         ));
