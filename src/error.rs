@@ -189,7 +189,8 @@ fn hint_line(hint: &str, source: &io::Error) -> String {
     }
 }
 
-fn instance_option(instance: &str) -> String {
+/// What names this instance on a command line, with a space before it.
+pub fn instance_option(instance: &str) -> String {
     if instance == crate::state::DEFAULT_INSTANCE {
         String::new()
     } else {

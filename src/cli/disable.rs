@@ -9,11 +9,11 @@ use serde::Serialize;
 
 use super::Context;
 use super::addr::{local, remote};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, instance_option};
 use crate::maps::layout::Dump;
 use crate::output::say;
 use crate::state::cgroup::Cgroup;
-use crate::state::{DEFAULT_INSTANCE, Drained, Patience, disable};
+use crate::state::{Drained, Patience, disable};
 use crate::words::duration;
 
 /// Between two lines on progress where nobody watches, and where somebody may.
@@ -162,10 +162,7 @@ fn sockets(n: usize) -> String {
 }
 
 fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
-    let instance = match context.place.instance.as_str() {
-        DEFAULT_INSTANCE => String::new(),
-        name => format!(" --instance {name}"),
-    };
+    let instance = instance_option(&context.place.instance);
     let cgroup = match &args.cgroup {
         None => String::new(),
         Some(path) => format!(" --cgroup {}", path.display()),

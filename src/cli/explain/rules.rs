@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::find::{End, Look};
 use crate::cli::addr::end;
 use crate::cli::{identity, policy};
-use crate::error::Result;
+use crate::error::{Result, instance_option};
 use crate::maps::layout::{
     Addr, Cidr, Config, EGRESS, Endpoint, FILTER_EXCLUDE, FILTER_INCLUDE, INGRESS, PATH_REDIRECT,
     Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Tuple,
@@ -213,7 +213,7 @@ impl Setting<'_> {
             )),
             Some((path, None)) => rules.push(
                 Rule::new("cgroup", end.record.is_some(), format!("the {who}'s socket belongs to cgroup {path}, which is not enabled: {process}"))
-                    .remedy(format!("sockaccel enable --cgroup {path}{}, then let the program connect again", self.option())),
+                    .remedy(format!("sockaccel enable --cgroup {path}{}, then let the program connect again", instance_option(self.instance.name()))),
             ),
             None => rules.push(Rule::new("cgroup", None, format!("the {who}'s cgroup cannot be seen: {process}"))),
         }
@@ -258,13 +258,6 @@ impl Setting<'_> {
             )
         });
         rules
-    }
-
-    fn option(&self) -> String {
-        match self.instance.name() {
-            crate::state::DEFAULT_INSTANCE => String::new(),
-            name => format!(" --instance {name}"),
-        }
     }
 
     /// Pair, filters, services, scope, policy and what was cached of them.
