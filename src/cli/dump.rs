@@ -8,15 +8,14 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::Context;
-use super::addr::{end, local, remote};
+use super::addr::{end, local, remote, role};
 use crate::error::Result;
 use crate::maps::layout::{
-    Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, ROLE_ACTIVE, Service,
-    ServiceKey,
+    Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, Service, ServiceKey,
 };
 use crate::maps::{Stats, sockets};
 use crate::outcome::{REASONS, WHYS, name};
-use crate::output::{say, table};
+use crate::output::{or_dash, say, table, yes_or_no};
 use crate::state::Instance;
 use crate::words::Network;
 
@@ -212,18 +211,6 @@ impl From<&Dump> for Socket {
     }
 }
 
-fn role(role: u32) -> &'static str {
-    if role == ROLE_ACTIVE {
-        "active"
-    } else {
-        "passive"
-    }
-}
-
-fn or_dash<T: ToString>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
 /// `0 sockets enrolled; 37 skipped: blocking_reader (37).`
 fn why_empty(stats: &Stats) -> String {
     let list = |what: &str, counts: &[u64]| {
@@ -321,7 +308,6 @@ fn connections(context: &Context, instance: &Instance) -> Result<()> {
         .collect();
     say_if_empty(context, &rows);
     context.output.print(&rows, || {
-        let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
         let columns = [
             "conn_id",
             "side",
@@ -351,9 +337,9 @@ fn connections(context: &Context, instance: &Instance) -> Result<()> {
                     row.role.to_owned(),
                     row.netns_cookie.to_string(),
                     or_dash(row.skipped),
-                    yes(row.left),
+                    yes_or_no(row.left),
                     row.gate.to_string(),
-                    yes(row.poisoned),
+                    yes_or_no(row.poisoned),
                     or_dash(row.pid),
                 ]
             }),
@@ -582,7 +568,7 @@ fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Bool(flag) => if *flag { "yes" } else { "no" }.to_owned(),
+        Value::Bool(flag) => yes_or_no(*flag),
         other => other.to_string(),
     }
 }

@@ -11,7 +11,7 @@ use super::entry::{IfExists, absent, add, change, conflict, del, explain_empty, 
 use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
-use crate::output::table;
+use crate::output::{or_dash, table, yes_or_no};
 use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
 
@@ -235,9 +235,8 @@ fn to_table(rows: &[Row]) -> String {
         rows.iter().map(|row| {
             [
                 row.address.to_string(),
-                row.identity
-                    .map_or_else(|| "-".to_owned(), |n| n.to_string()),
-                if row.host { "yes" } else { "no" }.to_owned(),
+                or_dash(row.identity),
+                yes_or_no(row.host),
             ]
         }),
     )

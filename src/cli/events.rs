@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
-use super::addr::{local, remote};
+use super::addr::{local, remote, role};
 use super::live::{ENDS, Live, Woken, seconds, timestamp};
 use crate::error::{Error, Result};
 use crate::maps::events::{Events, KEEP, now};
@@ -214,18 +214,10 @@ fn told<'a>(time: &'a str, event: &Event) -> Line<'a> {
         cookie: event.cookie.to_string(),
         local: local(&event.tuple),
         remote: remote(&event.tuple),
-        role: role(event),
+        role: role(event.role),
         netns_cookie: event.netns_cookie.to_string(),
         pid: (event.tgid != 0).then_some(event.tgid),
     })
-}
-
-fn role(event: &Event) -> &'static str {
-    if event.role == ROLE_ACTIVE {
-        "active"
-    } else {
-        "passive"
-    }
 }
 
 /// `TIME demoted 127.0.0.1:40001 -> 127.0.0.1:6379 pid 42 budget: ...`; the arrow

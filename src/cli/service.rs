@@ -10,7 +10,7 @@ use super::entry::{IfExists, absent, add, del, explain_empty, finish};
 use crate::error::Result;
 use crate::maps::Table;
 use crate::maps::layout::{Service, ServiceKey};
-use crate::output::table;
+use crate::output::{table, yes_or_no};
 use crate::state::{Change, Instance};
 use crate::words::ServiceName;
 
@@ -161,7 +161,7 @@ fn to_table(rows: &[Row]) -> String {
             [
                 row.service.clone(),
                 row.protocol.to_owned(),
-                if row.accelerate { "yes" } else { "no" }.to_owned(),
+                yes_or_no(row.accelerate),
                 row.connections.to_string(),
             ]
         }),

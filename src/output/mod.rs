@@ -125,6 +125,16 @@ pub fn wide_table<R: IntoIterator<Item = String>>(
     aligned(&upper(header, rows))
 }
 
+/// What a cell says of a flag.
+pub fn yes_or_no(flag: bool) -> String {
+    if flag { "yes" } else { "no" }.to_owned()
+}
+
+/// What a cell says of a value that may be missing.
+pub fn or_dash(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
 /// Columns of the terminal that standard output is, if it is one.
 pub fn columns() -> Option<usize> {
     Table::new().width().map(usize::from)

@@ -15,7 +15,7 @@ use super::Context;
 use super::reasons::{self, Counted, Reason};
 use crate::error::{Error, Result};
 use crate::outcome::REASONS;
-use crate::output::table;
+use crate::output::{table, yes_or_no};
 use crate::state::Instance;
 use crate::words::duration;
 use claim::Comparison;
@@ -215,7 +215,7 @@ fn tell(
                     finding.figure.clone(),
                     finding.wanted.clone(),
                     number(finding.value).to_string(),
-                    if finding.holds { "yes" } else { "no" }.to_owned(),
+                    yes_or_no(finding.holds),
                 ]
             }),
         )
