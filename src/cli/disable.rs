@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write, stderr};
 use std::path::PathBuf;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
@@ -11,7 +12,7 @@ use super::Context;
 use super::addr::{local, remote};
 use crate::error::{Error, Result, instance_option};
 use crate::maps::layout::Dump;
-use crate::output::say;
+use crate::output::{count, say};
 use crate::state::cgroup::Cgroup;
 use crate::state::{Drained, Patience, disable};
 use crate::words::duration;
@@ -115,9 +116,9 @@ pub fn drain(context: &Context, args: &Args) -> Result<Drained> {
     }
     if !drained.dropped.is_empty() {
         say(format_args!(
-            "sockaccel: dropped {} unread on {}",
-            bytes(&drained.dropped),
-            sockets(drained.dropped.len())
+            "sockaccel: dropped {} on {}",
+            unread(&drained.dropped),
+            sockets(&drained.dropped)
         ));
     }
     if !drained.waiting.is_empty() {
@@ -136,7 +137,7 @@ pub fn to_line(socket: &Dump) -> String {
         pid => format!(" of process {pid}"),
     };
     let waits = match socket.waits_for() {
-        Some("unread") => format!("{} bytes unread", socket.unread_bytes),
+        Some("unread") => unread(slice::from_ref(socket)),
         Some("peer_unread") => "its peer has not read all".to_owned(),
         Some("sender") => "a send may be under way".to_owned(),
         Some("peer") => "its peer drains first".to_owned(),
@@ -150,15 +151,12 @@ pub fn to_line(socket: &Dump) -> String {
     )
 }
 
-fn bytes(sockets: &[Dump]) -> String {
-    format!(
-        "{} bytes",
-        sockets.iter().map(|s| s.unread_bytes).sum::<u64>()
-    )
+fn unread(sockets: &[Dump]) -> String {
+    count(sockets.iter().map(|s| s.unread_bytes).sum(), "byte") + " unread"
 }
 
-fn sockets(n: usize) -> String {
-    format!("{n} socket{}", if n == 1 { "" } else { "s" })
+fn sockets(sockets: &[Dump]) -> String {
+    count(sockets.len() as u64, "socket")
 }
 
 fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
@@ -170,14 +168,14 @@ fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Pati
     let status = format!("sockaccel status{instance}");
     let again = format!("sockaccel disable{instance}{cgroup}");
     format!(
-        "not drained in {:?}: {} left in instance {}, {} unread\n  \
+        "not drained in {:?}: {} left in instance {}, {}\n  \
          To see them:  {status}\n  \
          To wait on:  {again} --timeout 1m\n  \
          To lose what is unread:  {again} --now",
         patience.timeout,
-        sockets(drained.waiting.len()),
+        sockets(&drained.waiting),
         context.place.instance,
-        bytes(&drained.waiting),
+        unread(&drained.waiting),
     )
 }
 
@@ -202,11 +200,7 @@ impl Progress {
             return;
         }
         self.last = Instant::now();
-        let text = format!(
-            "draining: {} left, {} unread",
-            sockets(waiting.len()),
-            bytes(waiting)
-        );
+        let text = format!("draining: {} left, {}", sockets(waiting), unread(waiting));
         if self.terminal {
             // Nobody may be reading it.
             let _ = write!(stderr(), "\r\x1b[K{text}");

@@ -15,7 +15,7 @@ use crate::maps::layout::{
 };
 use crate::maps::{Stats, sockets};
 use crate::outcome::{REASONS, WHYS, name};
-use crate::output::{or_dash, say, table, yes_or_no};
+use crate::output::{count, or_dash, say, table, yes_or_no};
 use crate::state::Instance;
 use crate::words::Network;
 
@@ -229,7 +229,11 @@ fn why_empty(stats: &Stats) -> String {
         if total == 0 {
             String::new()
         } else {
-            format!("; {total} connections {what}: {}", reasons.join(", "))
+            format!(
+                "; {} {what}: {}",
+                count(total, "connection"),
+                reasons.join(", ")
+            )
         }
     };
     format!(

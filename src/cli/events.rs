@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::maps::events::{Events, KEEP, now};
 use crate::maps::layout::{Event, ROLE_ACTIVE};
 use crate::outcome::{EVENTS, Outcome, REASONS, WHYS, name};
-use crate::output::{go_on, say};
+use crate::output::{count, go_on, say};
 use crate::state::Instance;
 
 /// Options of `events`.
@@ -247,7 +247,8 @@ fn to_line(time: &str, event: &Event) -> String {
 fn tell_lost(context: &Context, lost: u64) -> Result<bool> {
     if !context.output.json {
         say(format_args!(
-            "{lost} events lost: they came faster than they were read"
+            "{} lost: they came faster than they were read",
+            count(lost, "event")
         ));
         return Ok(true);
     }

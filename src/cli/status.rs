@@ -11,6 +11,7 @@ use crate::doctor::Risk;
 use crate::error::Result;
 use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
 use crate::maps::{Stats, sockets};
+use crate::output::count;
 use crate::state::{self, Attached, Instance, Observer, cgroup};
 
 /// Runs `status`.
@@ -86,10 +87,8 @@ impl Draining {
         let shown = self.sockets.iter().take(TOP);
         lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
         if self.sockets.len() > TOP {
-            lines.push(format!(
-                "draining: {} more sockets",
-                self.sockets.len() - TOP
-            ));
+            let more = self.sockets.len() - TOP;
+            lines.push(format!("draining: {} more", count(more as u64, "socket")));
         }
         if !lines.is_empty() {
             lines.push("  To wait for it:  sockaccel disable   To drop it:  --now".to_owned());

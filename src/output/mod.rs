@@ -125,6 +125,16 @@ pub fn wide_table<R: IntoIterator<Item = String>>(
     aligned(&upper(header, rows))
 }
 
+/// `1 socket`, `2 sockets`, `2 processes`
+pub fn count(n: u64, noun: &str) -> String {
+    let end = match n {
+        1 => "",
+        _ if noun.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{n} {noun}{end}")
+}
+
 /// What a cell says of a flag.
 pub fn yes_or_no(flag: bool) -> String {
     if flag { "yes" } else { "no" }.to_owned()

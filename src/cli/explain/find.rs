@@ -85,7 +85,7 @@ pub struct Found {
     /// Connections beyond the limit.
     pub more: usize,
     /// Processes whose sockets may not be looked at.
-    pub hidden: usize,
+    pub hidden: u64,
 }
 
 /// Finds them, at most so many.
@@ -140,7 +140,7 @@ type Holders = HashSet<u64>;
 
 /// Every connected TCP socket that some process has open, in whatever network
 /// namespace: each is asked itself.
-fn open_sockets(records: &Table<i32, Sock>, wanted: Wanted) -> Result<(Ends, Holders, usize)> {
+fn open_sockets(records: &Table<i32, Sock>, wanted: Wanted) -> Result<(Ends, Holders, u64)> {
     let mut ends = Ends::new();
     let mut by_inode: HashMap<u64, Option<u64>> = HashMap::new();
     let mut holders = Holders::new();
@@ -171,7 +171,7 @@ fn open_sockets(records: &Table<i32, Sock>, wanted: Wanted) -> Result<(Ends, Hol
                 holders.extend(by_inode.get(&socket.inode).copied().flatten());
             }
         }
-        hidden += usize::from(refused);
+        hidden += u64::from(refused);
     }
     Ok((ends, holders, hidden))
 }

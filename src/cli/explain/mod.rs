@@ -13,6 +13,7 @@ use super::addr::end;
 use crate::error::{Error, Result};
 use crate::maps::layout::PATH_REDIRECT;
 use crate::outcome::REASONS;
+use crate::output::count;
 use crate::state::{Instance, process};
 use find::{Connection, End, Look, Wanted, canonical, find};
 use rules::{Direction, Rule, Seen, Setting};
@@ -72,8 +73,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let found = find(&instance, wanted, args.limit)?;
     if found.hidden > 0 {
         context.output.note(format_args!(
-            "sockaccel: the sockets of {} processes may not be looked at",
-            found.hidden
+            "sockaccel: the sockets of {} may not be looked at",
+            count(found.hidden, "process")
         ));
     }
     if found.connections.is_empty() {

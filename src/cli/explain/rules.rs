@@ -14,6 +14,7 @@ use crate::maps::layout::{
     Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Tuple,
 };
 use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::output::count;
 use crate::state::{Attached, Instance};
 use crate::words::{IPPROTO_TCP, Verdict};
 
@@ -522,13 +523,13 @@ impl Setting<'_> {
                 "budget",
                 within || unread.0 == 0,
                 format!(
-                    "{} of {} messages and {} of {} bytes since the receiver's queue was last empty; {} messages, {} bytes unread now",
+                    "{} of {} messages and {} of {} bytes since the receiver's queue was last empty; {}, {} unread now",
                     sock.queued_messages,
                     config.budget_messages,
                     sock.queued_bytes,
                     config.budget_bytes,
-                    unread.0,
-                    unread.1
+                    count(unread.0.into(), "message"),
+                    count(unread.1, "byte")
                 ),
             ),
             Rule::new(
@@ -544,11 +545,11 @@ impl Setting<'_> {
                 "history",
                 None,
                 format!(
-                    "{} promotions, {} demotions; {} messages ({} bytes) redirected, {} ({}) by the stack",
-                    sock.promotions,
-                    sock.demotions,
-                    sock.redirected_messages,
-                    sock.redirected_bytes,
+                    "{}, {}; {} ({}) redirected, {} ({}) by the stack",
+                    count(sock.promotions.into(), "promotion"),
+                    count(sock.demotions.into(), "demotion"),
+                    count(sock.redirected_messages, "message"),
+                    count(sock.redirected_bytes, "byte"),
                     sock.stack_messages,
                     sock.stack_bytes
                 ),

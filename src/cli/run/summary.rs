@@ -11,6 +11,7 @@ use crate::cli::reasons::{self, Counted, Reason};
 use crate::cli::stats;
 use crate::maps::Stats;
 use crate::outcome::REASONS;
+use crate::output::count;
 use crate::state::temporary::{Remains, Stale};
 
 /// Processes that are named at most.
@@ -140,14 +141,9 @@ fn remedy(reason: &Reason) -> String {
 fn processes(pids: &[u32]) -> String {
     let named: Vec<String> = pids.iter().take(NAMED).map(u32::to_string).collect();
     let more = if pids.len() > NAMED { ", ..." } else { "" };
-    let noun = if pids.len() == 1 {
-        "process"
-    } else {
-        "processes"
-    };
     format!(
-        "{} {noun} of the command ({}{more})",
-        pids.len(),
+        "{} of the command ({}{more})",
+        count(pids.len() as u64, "process"),
         named.join(", ")
     )
 }
