@@ -13,17 +13,16 @@ use crate::maps::layout::{
     Addr, Cidr, Config, EGRESS, Endpoint, FILTER_EXCLUDE, FILTER_INCLUDE, INGRESS, PATH_REDIRECT,
     Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Tuple,
 };
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{Outcome, REASONS, WHYS, index};
 use crate::output::count;
 use crate::state::{Attached, Instance};
 use crate::words::{IPPROTO_TCP, Verdict};
 
 /// `enum sa_mark`
 const MARK_SPLICING: u32 = 1;
-/// Indices of [`REASONS`].
-const NO_LOCAL_PEER: u32 = 1;
-const BLOCKING_READER: u32 = 2;
-const FILTERED: u32 = 4;
+const NO_LOCAL_PEER: u32 = index(REASONS, "no_local_peer");
+const BLOCKING_READER: u32 = index(REASONS, "blocking_reader");
+const FILTERED: u32 = index(REASONS, "filtered");
 
 /// One rule, and what it says of this direction.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -619,21 +618,5 @@ fn pair(from: &End, to: Option<&End>) -> Rule {
                 sock.conn_id
             ),
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_are_where_they_are_looked_for() {
-        for (index, name) in [
-            (NO_LOCAL_PEER, "no_local_peer"),
-            (BLOCKING_READER, "blocking_reader"),
-            (FILTERED, "filtered"),
-        ] {
-            assert_eq!(outcome(REASONS, index).name, name);
-        }
     }
 }
