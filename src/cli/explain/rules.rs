@@ -11,7 +11,7 @@ use crate::cli::{identity, policy};
 use crate::error::{Result, instance_option};
 use crate::maps::layout::{
     Addr, Cidr, Config, EGRESS, Endpoint, FILTER_EXCLUDE, FILTER_INCLUDE, INGRESS, PATH_REDIRECT,
-    Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Tuple,
+    Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Sock, Tuple,
 };
 use crate::outcome::{Outcome, REASONS, WHYS, index};
 use crate::output::count;
@@ -23,6 +23,9 @@ const MARK_SPLICING: u32 = 1;
 const NO_LOCAL_PEER: u32 = index(REASONS, "no_local_peer");
 const BLOCKING_READER: u32 = index(REASONS, "blocking_reader");
 const FILTERED: u32 = index(REASONS, "filtered");
+const UNPAIRED: u32 = index(WHYS, "unpaired");
+const PEER_STATE: u32 = index(WHYS, "peer_state");
+const CHANGING: u32 = index(WHYS, "changing");
 
 /// One rule, and what it says of this direction.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -276,6 +279,9 @@ impl Setting<'_> {
             (theirs, *mine)
         };
         rules.push(self.filter(&client, &server, from.role() == Some(true))?);
+        if self.config.changing % 2 == 1 {
+            rules.push(unfinished(from));
+        }
         rules.push(self.service(&client)?);
         if self.config.scope == SCOPE_ENDPOINTS {
             let endpoint = self
@@ -578,6 +584,21 @@ fn refused(who: &str, how: &str, reason: u32) -> Rule {
         about_peer: ["no_local_peer", "peer_not_eligible"].contains(&name),
         ..Rule::new("enrolled", false, evidence).remedy(remedy)
     }
+}
+
+/// The tables are neither the old ones nor the new ones.
+fn unfinished(from: &End) -> Rule {
+    let is_judged = |sock: Sock| {
+        sock.generation != 0 && ![CHANGING, UNPAIRED, PEER_STATE].contains(&sock.verdict)
+    };
+    let judged = from.record.is_some_and(is_judged);
+    let what = if judged {
+        "this direction keeps its verdict"
+    } else {
+        "what was not judged before stays on the stack"
+    };
+    let evidence = format!("an apply is under way or was killed half-way: {what}");
+    Rule::new("apply", judged, evidence).remedy(outcome(WHYS, CHANGING).remedy)
 }
 
 fn pair(from: &End, to: Option<&End>) -> Rule {
