@@ -154,15 +154,6 @@ enum Command {
     DoctorPeer(behaviour::PeerOptions),
 }
 
-impl Command {
-    fn failed(&self, error: Error) -> Error {
-        match self {
-            Self::Run(_) => run::failed(error),
-            _ => error,
-        }
-    }
-}
-
 /// Exit status of a command line that makes no sense.
 pub const USAGE: u8 = 2;
 
@@ -253,8 +244,12 @@ impl Cli {
                 pretty: self.global.pretty,
                 bold: output::bold(self.global.color),
             },
-            place: Place::new(&self.global.instance, &self.global.bpffs)
-                .map_err(|e| self.command.failed(e))?,
+            place: Place::new(&self.global.instance, &self.global.bpffs).map_err(
+                |error| match self.command {
+                    Command::Run(_) => run::failed(error),
+                    _ => error,
+                },
+            )?,
         };
         match self.command {
             Command::Run(args) => return run::run(&context, &args),

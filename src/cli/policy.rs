@@ -208,9 +208,8 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 })
                 .map(|(key, policy)| Row::new(key, policy))
                 .collect();
-            rows.sort_by(|a, b| {
-                let order = |r: &Row| (r.endpoint, r.direction.clone(), r.identity.clone(), r.port);
-                order(a).cmp(&order(b))
+            rows.sort_by_cached_key(|r| {
+                (r.endpoint, r.direction.clone(), r.identity.clone(), r.port)
             });
             explain_empty(
                 context,

@@ -16,7 +16,7 @@ use crate::maps::layout::{
 use crate::outcome::{Outcome, REASONS, WHYS, index};
 use crate::output::count;
 use crate::state::{Attached, Instance};
-use crate::words::{IPPROTO_TCP, Verdict};
+use crate::words::{Blocking, IPPROTO_TCP, Verdict};
 
 /// `enum sa_mark`
 const MARK_SPLICING: u32 = 1;
@@ -478,7 +478,7 @@ impl Setting<'_> {
                 accelerate,
                 format!(
                     "the receiver's socket is blocking now; blocking readers: {}",
-                    if accelerate { "accelerate" } else { "skip" }
+                    Blocking::from(accelerate)
                 ),
             )
             .remedy(outcome(REASONS, BLOCKING_READER).remedy),
