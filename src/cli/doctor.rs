@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Context;
 use crate::doctor::{self, Diagnosis, Risk};
 use crate::error::{Error, Result};
-use crate::output::table;
+use crate::output::prose_table;
 use crate::state::cgroup::Cgroup;
 
 /// Options of `doctor`.
@@ -77,5 +77,5 @@ fn for_people(diagnosis: &Diagnosis) -> String {
             finding.meaning.clone(),
         ]
     });
-    table(&["check", "result", "found", "meaning"], rows)
+    prose_table(&["check", "result", "found", "meaning"], rows)
 }

@@ -36,7 +36,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::bench;
 use crate::doctor::behaviour;
 use crate::error::{Error, Result};
-use crate::output::{self, Output};
+use crate::output::{self, Output, PROSE};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 
 /// Makes TCP between two processes of this machine skip the TCP/IP stack.
@@ -44,7 +44,7 @@ use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 #[command(
     name = "sockaccel",
     version,
-    max_term_width = 100,
+    max_term_width = PROSE.into(),
     infer_long_args = true,
     disable_help_flag = true,
     disable_version_flag = true,

@@ -100,6 +100,9 @@ pub fn bold(when: clap::ColorChoice) -> bool {
     }
 }
 
+/// Columns of prose that no terminal reads, as of help.
+pub const PROSE: u16 = 100;
+
 /// Rows up to which a table is fitted to the width of a terminal: it takes some
 /// time for each, and who looks at so many pages through them.
 const FITTED: usize = 1000;
@@ -115,6 +118,14 @@ pub fn table<R: IntoIterator<Item = String>>(
     } else {
         aligned(&rows)
     }
+}
+
+/// A table of sentences, which are folded also where no terminal reads them.
+pub fn prose_table<R: IntoIterator<Item = String>>(
+    header: &[&str],
+    rows: impl IntoIterator<Item = R>,
+) -> String {
+    fitted(upper(header, rows), ContentArrangement::Dynamic)
 }
 
 /// The same, as wide as it gets.
@@ -160,11 +171,14 @@ fn upper<R: IntoIterator<Item = String>>(
         .collect()
 }
 
-/// As wide as the terminal, with line breaks in the cells.
+/// As wide as the terminal, or as help is, with line breaks in the cells.
 fn fitted(rows: Vec<Vec<String>>, how: ContentArrangement) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(how);
+    if table.width().is_none() {
+        table.set_width(PROSE);
+    }
     let mut rows = rows.into_iter();
     table.set_header(rows.next().unwrap_or_default());
     table.add_rows(rows);
@@ -227,6 +241,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_counted_has_its_number() {
+        let told = [(0, "byte"), (1, "process"), (2, "process"), (3, "socket")];
+        let told = told.map(|(n, noun)| count(n, noun)).join(", ");
+        assert_eq!(told, "0 bytes, 1 process, 2 processes, 3 sockets");
+    }
+
+    #[test]
+    fn prose_is_folded_where_no_terminal_reads_it() {
+        let words = "word ".repeat(60);
+        let text = prose_table(&["a", "b"], [[words.clone(), words]]);
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= columns().or(Some(PROSE.into())), "{text}");
+    }
 
     proptest! {
         /// Whether a terminal reads it makes no difference to a table that fits.
