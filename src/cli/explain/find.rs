@@ -94,44 +94,37 @@ pub struct Found {
 pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> {
     // Before the table is read: what is enrolled meanwhile is no end at all, not one
     // that has left the table.
-    let open: Vec<OpenSocket> = process::all()
-        .into_iter()
-        .flat_map(|pid| sockets_of([pid]))
-        .collect();
+    let open = sockets_of(process::all());
     let mut ends = enrolled(&instance.dir())?;
     let (holders, hidden) = merge_open(instance, &mut ends, &open, wanted)?;
     merge_tables(instance, &mut ends)?;
-    let chosen: Vec<u64> = {
-        let mut chosen: Vec<&End> = ends
-            .values()
-            .filter(|end| fits(end, wanted, &holders))
-            .collect();
-        // The client's side first: it begins the connection.
-        chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
-        chosen.iter().map(|end| end.cookie).collect()
-    };
+    let mut chosen: Vec<&End> = ends
+        .values()
+        .filter(|end| fits(end, wanted, &holders))
+        .collect();
+    // The client's side first: it begins the connection.
+    chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
     let peers = Peers::new(&ends);
     let mut connections: Vec<Connection> = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
     let mut more = 0;
-    for cookie in chosen {
-        if told.contains(&cookie) {
+    for first in chosen {
+        if !told.insert(first.cookie) {
             continue;
         }
-        let first = ends[&cookie].clone();
-        let second = peers.of(&first).cloned();
-        told.insert(cookie);
-        told.extend(second.as_ref().map(|end| end.cookie));
+        let second = peers.of(first);
+        told.extend(second.map(|end| end.cookie));
         if connections.len() == limit {
             more += 1;
             continue;
         }
-        connections.push(match second {
-            Some(second) if second.role() == Some(true) => Connection {
-                first: second,
-                second: Some(first),
-            },
-            second => Connection { first, second },
+        let (first, second) = match second {
+            Some(second) if second.role() == Some(true) => (second, Some(first)),
+            _ => (first, second),
+        };
+        connections.push(Connection {
+            first: first.clone(),
+            second: second.cloned(),
         });
     }
     Ok(Found {
