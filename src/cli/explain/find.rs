@@ -69,6 +69,9 @@ pub struct Look {
     pub cgroup: Option<String>,
 }
 
+/// Paths of cgroups by id: each takes a walk over all of them.
+pub type Paths = HashMap<u64, String>;
+
 /// Both sockets of a connection, as far as they are known; the client first where
 /// that is known.
 #[derive(Debug, Clone)]
@@ -389,7 +392,7 @@ impl End {
     }
 
     /// Looks at the socket itself, if some process has it open still.
-    pub fn look(&self) -> Option<Look> {
+    pub fn look(&self, paths: &mut Paths) -> Option<Look> {
         let open = self.open?;
         let fd = Process::open(open.pid).ok()?.descriptor(open.fd).ok()?;
         let cookie: u64 = pidfd::option(&fd, libc::SOL_SOCKET, libc::SO_COOKIE).ok()?;
@@ -400,7 +403,7 @@ impl End {
         Some(Look {
             nonblocking: OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK),
             options: options(&fd),
-            cgroup: cgroup_path(&fd, self.cookie),
+            cgroup: cgroup_path(&fd, self.cookie, paths),
         })
     }
 }
@@ -437,11 +440,12 @@ fn options(fd: &OwnedFd) -> Vec<&'static str> {
     .collect()
 }
 
-fn cgroup_path(fd: &OwnedFd, cookie: u64) -> Option<String> {
+fn cgroup_path(fd: &OwnedFd, cookie: u64, paths: &mut Paths) -> Option<String> {
     let (local, remote) = names(fd)?;
     let id = sock_diag::cgroup_of(pidfd::netns_of(fd).ok()?, local, remote, cookie)?;
-    Some(cgroup::path_of(id).map_or_else(
-        || format!("id {id} (removed)"),
-        |path| path.display().to_string(),
-    ))
+    let find = || match cgroup::path_of(id) {
+        Some(path) => path.display().to_string(),
+        None => format!("id {id} (removed)"),
+    };
+    Some(paths.entry(id).or_insert_with(find).clone())
 }
