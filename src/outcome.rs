@@ -23,6 +23,15 @@ pub fn name(outcomes: &[Outcome], index: u32) -> &'static str {
         .map_or("unknown", |outcome| outcome.name)
 }
 
+/// Those that were counted at all, with how often.
+pub fn counted<'a>(
+    counts: &'a [u64],
+    outcomes: &'static [Outcome],
+) -> impl Iterator<Item = (&'static Outcome, u64)> + 'a {
+    let all = outcomes.iter().zip(counts.iter().copied());
+    all.filter(|(_, count)| *count > 0)
+}
+
 /// The value in the maps of the outcome of this name, for constants: what is in no
 /// table does not compile.
 pub const fn index(outcomes: &[Outcome], name: &str) -> u32 {

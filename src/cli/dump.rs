@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Context;
 use super::addr::{end, local, remote, role};
+use super::reasons::most;
 use crate::error::Result;
 use crate::maps::layout::{
     Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, Service, ServiceKey,
@@ -211,30 +212,23 @@ impl From<&Dump> for Socket {
     }
 }
 
-/// `0 sockets enrolled; 37 skipped: blocking_reader (37).`
+/// `0 sockets enrolled; 37 connections skipped: blocking reader (37).`
 fn why_empty(stats: &Stats) -> String {
     let list = |what: &str, counts: &[u64]| {
-        let total: u64 = counts.iter().sum();
-        let mut reasons: Vec<(u64, &str)> = counts
-            .iter()
-            .zip(REASONS)
-            .filter(|(count, _)| **count > 0)
-            .map(|(count, reason)| (*count, reason.name))
-            .collect();
-        reasons.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
-        let reasons: Vec<String> = reasons
-            .iter()
-            .map(|(count, name)| format!("{} ({count})", name.replace('_', " ")))
-            .collect();
-        if total == 0 {
-            String::new()
-        } else {
-            format!(
-                "; {} {what}: {}",
-                count(total, "connection"),
-                reasons.join(", ")
-            )
+        let reasons = most(counts, REASONS, "sockets");
+        if reasons.is_empty() {
+            return String::new();
         }
+        let total = reasons.iter().map(|reason| reason.count).sum();
+        let each = reasons.iter().map(|reason| {
+            let name = reason.outcome.name.replace('_', " ");
+            format!("{name} ({})", reason.count)
+        });
+        format!(
+            "; {} {what}: {}",
+            count(total, "connection"),
+            each.collect::<Vec<_>>().join(", ")
+        )
     };
     format!(
         "0 sockets enrolled{}{}{}. See sockaccel status.",

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::outcome::{Outcome, counted};
 
 /// How to print, from the global options.
 #[derive(Debug, Clone, Copy, Default)]
@@ -226,13 +227,9 @@ impl Serialize for Counts {
 }
 
 /// An object of counters by name, those that are 0 left out.
-pub fn by_name(counts: &[u64], names: &[crate::outcome::Outcome]) -> Counts {
-    let above_0 = counts.iter().zip(names).filter(|(count, _)| **count > 0);
-    Counts(
-        above_0
-            .map(|(count, outcome)| (outcome.name, *count))
-            .collect(),
-    )
+pub fn by_name(counts: &[u64], names: &'static [Outcome]) -> Counts {
+    let above_0 = counted(counts, names).map(|(outcome, count)| (outcome.name, count));
+    Counts(above_0.collect())
 }
 
 #[cfg(test)]
