@@ -45,21 +45,19 @@ impl From<bool> for Blocking {
 
 /// Which paired peers are accelerated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[repr(u32)]
 pub enum Scope {
     /// Any local peer in an enabled cgroup
     #[default]
-    Local,
+    Local = SCOPE_LOCAL,
     /// Only towards addresses that are endpoints
-    Endpoints,
+    Endpoints = SCOPE_ENDPOINTS,
 }
 
 impl Scope {
     /// As in the map: `enum sa_scope`.
     pub fn raw(self) -> u32 {
-        match self {
-            Self::Local => SCOPE_LOCAL,
-            Self::Endpoints => SCOPE_ENDPOINTS,
-        }
+        self as u32
     }
 
     /// From the map.
@@ -90,20 +88,18 @@ impl From<bool> for Admission {
 
 /// Direction of a connection, seen from the endpoint: who connected counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[repr(u8)]
 pub enum Direction {
     /// The endpoint connects
-    Egress,
+    Egress = EGRESS,
     /// The endpoint accepts
-    Ingress,
+    Ingress = INGRESS,
 }
 
 impl Direction {
     /// As in the map: `enum sa_direction`.
     pub fn raw(self) -> u8 {
-        match self {
-            Self::Egress => EGRESS,
-            Self::Ingress => INGRESS,
-        }
+        self as u8
     }
 
     /// From the map.
