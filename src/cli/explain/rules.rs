@@ -233,7 +233,10 @@ impl Setting<'_> {
                     false,
                     format!("the {who}'s socket was established before its cgroup was enabled"),
                 )
-                .remedy("let the program connect again: connections that existed before are not touched"),
+                .remedy(format!(
+                    "sockaccel adopt{}, or let the program connect again",
+                    instance_option(self.instance.name())
+                )),
                 (None, Some((_, None))) => Rule::new(
                     "established",
                     false,
