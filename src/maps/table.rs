@@ -24,8 +24,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy> Plain for T {}
 impl<K: Plain, V: Plain> Table<K, V> {
     /// Opens the map pinned as `name` in the instance's directory.
     pub fn open(dir: &Path, name: &'static str) -> Result<Self> {
-        let map = MapHandle::from_pinned_path(dir.join(name))
-            .map_err(|e| Error::bpf("open map", dir.join(name).display().to_string(), &e))?;
+        let map = super::open(dir, name)?;
         Self::check(&map, name)?;
         Ok(Self {
             name,

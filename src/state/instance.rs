@@ -18,7 +18,7 @@ use super::tables::Tables;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
-use crate::maps::Table;
+use crate::maps::{self, Table};
 use crate::maps::layout::{
     Addr, Cidr, Config, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
 };
@@ -664,9 +664,7 @@ pub(super) fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
 }
 
 pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
-    let path = dir.join(name);
-    MapHandle::from_pinned_path(&path)
-        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e).hint(MISSING_HINT))
+    maps::open(dir, name).map_err(|e| e.hint(MISSING_HINT))
 }
 
 fn read_config(dir: &Path) -> Result<Config> {
