@@ -18,10 +18,10 @@ use super::tables::Tables;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
-use crate::maps::{self, Table};
 use crate::maps::layout::{
     Addr, Cidr, Config, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
 };
+use crate::maps::{self, Table};
 use crate::sys::bpf::{self, AttachType};
 
 #[allow(
