@@ -257,11 +257,11 @@ impl Instance {
     /// Attaches to those of these cgroups that are not, also to those that drain.
     pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<Change> {
         let dir = self.dir();
-        let before = self.attached()?;
+        let before = self.cgroups()?;
         let (back, new): (Vec<&Cgroup>, Vec<&Cgroup>) = cgroups
             .iter()
             .copied()
-            .filter(|c| before.iter().all(|b| b.id != c.id))
+            .filter(|c| !before.contains(&c.id))
             .partition(|c| draining_dir(self, c.id).exists());
         attach_all(&dir, &new)?;
         for cgroup in &back {
@@ -357,13 +357,18 @@ impl Instance {
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
         Ok(self
-            .directories("cgroup-")?
+            .cgroups()?
             .into_iter()
             .map(|id| Attached {
                 id,
                 path: cgroup::path_of(id),
             })
             .collect())
+    }
+
+    /// The ids of these. To find a path takes a walk over all cgroups there are.
+    pub(super) fn cgroups(&self) -> Result<Vec<u64>> {
+        self.directories("cgroup-")
     }
 
     /// The ids that its directories with this prefix name, in order.

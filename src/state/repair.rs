@@ -11,9 +11,9 @@ use std::os::fd::AsFd;
 use libbpf_rs::OpenObject;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::instance::{
-    Attached, CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, skel,
+    CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, skel,
 };
 use super::observer::Observer;
 use super::upgrade::set_verdict;
@@ -46,8 +46,8 @@ impl Instance {
                 change = Change::Done;
             }
         }
-        for attached in self.attached()? {
-            if self.repair_cgroup(&attached)? == Change::Done {
+        for id in self.cgroups()? {
+            if self.repair_cgroup(id)? == Change::Done {
                 change = Change::Done;
             }
         }
@@ -57,18 +57,21 @@ impl Instance {
         Ok(change)
     }
 
-    fn repair_cgroup(&self, attached: &Attached) -> Result<Change> {
+    fn repair_cgroup(&self, id: u64) -> Result<Change> {
         let dir = self.dir();
-        let pins = cgroup_dir(&dir, attached.id);
+        let pins = cgroup_dir(&dir, id);
         let missing: Vec<(&str, AttachType)> = CGROUP_PROGRAMS
             .into_iter()
             .filter(|(name, _)| !pins.join(name).exists())
             .collect();
+        if missing.is_empty() {
+            return Ok(Change::Nothing);
+        }
         // A cgroup that is gone has nothing to attach to.
-        let Some(path) = attached.path.as_ref().filter(|_| !missing.is_empty()) else {
+        let Some(path) = cgroup::path_of(id) else {
             return Ok(Change::Nothing);
         };
-        let cgroup = Cgroup::open(path)?;
+        let cgroup = Cgroup::open(&path)?;
         for (name, kind) in missing {
             attach_one(&dir, &cgroup, &pins, name, kind)?;
         }

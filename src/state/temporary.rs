@@ -196,11 +196,7 @@ fn disable_on(place: &Place, cgroup: u64) -> Result<()> {
         Err(Error::NotEnabled { .. }) => return Ok(()),
         instance => instance?,
     };
-    if instance
-        .attached()?
-        .iter()
-        .any(|attached| attached.id == cgroup)
-    {
+    if instance.cgroups()?.contains(&cgroup) {
         drop(instance);
         disable(place)?;
     }

@@ -59,8 +59,8 @@ impl Instance {
         remove_tree(&fresh)?;
         set_verdict(&dir)?;
         self.relink_skmsg()?;
-        for attached in self.attached()? {
-            relink(&dir, &cgroup_dir(&dir, attached.id))?;
+        for id in self.cgroups()? {
+            relink(&dir, &cgroup_dir(&dir, id))?;
         }
         for id in self.draining()? {
             relink(&dir, &draining_dir(self, id))?;
