@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, OpenObject};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
@@ -23,17 +23,7 @@ use crate::maps::layout::{
 };
 use crate::maps::{self, Table};
 use crate::sys::bpf::{self, AttachType};
-
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks
-)]
-pub(super) mod skel {
-    include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
-}
+use crate::sys::skel;
 
 /// The programs attached to every enabled cgroup, and how. Options are watched
 /// before the first socket is enrolled.
@@ -441,9 +431,7 @@ impl Instance {
 fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) -> Result<()> {
     fs::create_dir(dir).map_err(|e| on("create", dir)(e).hint(BPFFS_HINT))?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = skel::SockaccelSkelBuilder::default()
-        .open(&mut storage)
-        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    let mut open = open_programs(&mut storage)?;
     if let Some(max) = settings.max_sockets {
         for map in [&mut open.maps.sa_sockhash, &mut open.maps.sa_conns] {
             map.set_max_entries(max)
@@ -456,22 +444,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
         .load()
         .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
 
-    for mut map in skeleton.object_mut().maps_mut() {
-        let name = map.name().to_string_lossy().into_owned();
-        if name.starts_with("sa_") {
-            map.pin(dir.join(&name))
-                .map_err(|e| Error::bpf("pin map", name, &e))?;
-        }
-    }
-    for mut program in skeleton.object_mut().progs_mut() {
-        let name = program.name().to_string_lossy().into_owned();
-        if !program.autoload() {
-            continue;
-        }
-        program
-            .pin(dir.join(&name))
-            .map_err(|e| Error::bpf("pin program", name, &e))?;
-    }
+    pin_maps(skeleton.object_mut(), dir)?;
+    pin_programs(skeleton.object_mut(), dir)?;
     let mut config = Config {
         layout: LAYOUT,
         budget_messages: 64,
@@ -490,6 +464,38 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
     attach_skmsg(dir)?;
     attach_observer(&mut skeleton, observer, dir)?;
     attach_all(dir, cgroups)
+}
+
+/// The programs that this binary brings, not loaded yet.
+pub(super) fn open_programs(
+    storage: &mut MaybeUninit<OpenObject>,
+) -> Result<skel::OpenSockaccelSkel<'_>> {
+    skel::SockaccelSkelBuilder::default()
+        .open(storage)
+        .map_err(|e| Error::bpf("open", "the BPF programs", &e))
+}
+
+/// Pins the maps that `dir` lacks.
+pub(super) fn pin_maps(object: &mut Object, dir: &Path) -> Result<()> {
+    for mut map in object.maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if name.starts_with("sa_") && !dir.join(&name).exists() {
+            map.pin(dir.join(&name))
+                .map_err(|e| Error::bpf("pin map", name, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Pins the programs that were loaded.
+pub(super) fn pin_programs(object: &mut Object, dir: &Path) -> Result<()> {
+    for mut program in object.progs_mut().filter(|program| program.autoload()) {
+        let name = program.name().to_string_lossy().into_owned();
+        program
+            .pin(dir.join(&name))
+            .map_err(|e| Error::bpf("pin program", name, &e))?;
+    }
+    Ok(())
 }
 
 /// Of the two forms of the observer only this one is loaded.
