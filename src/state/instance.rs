@@ -97,18 +97,14 @@ pub struct Instance {
 impl Instance {
     /// Opens for reading.
     pub fn open(place: &Place) -> Result<Self> {
-        let lock = place.read()?;
-        let instance = Self {
-            place: place.clone(),
-            _lock: lock,
-        };
+        let instance = Self::locked(place, place.read()?);
         instance.check_layout()?;
         Ok(instance)
     }
 
     /// Opens for changing its tables.
     pub fn open_to_write(place: &Place) -> Result<Self> {
-        let instance = Self::open_to_remove(place)?;
+        let instance = Self::locked(place, place.write_existing()?);
         instance.check_layout()?;
         instance.check_whole()?;
         // For a writer that was killed after its change and before this.
@@ -118,22 +114,38 @@ impl Instance {
 
     /// Opens for changing what runs, whole again where pins were missing.
     pub(super) fn open_to_repair(place: &Place) -> Result<(Self, Change)> {
-        let instance = Self::open_to_remove(place)?;
-        let change = instance.repair()?;
-        instance.check_layout()?;
+        let instance = Self::locked(place, place.write_existing()?);
+        let change = instance.make_whole()?;
         Ok((instance, change))
     }
 
     /// Opens for taking it down, which one with missing pins must allow.
     pub fn open_to_remove(place: &Place) -> Result<Self> {
-        let lock = place.write_existing()?;
-        let instance = Self {
+        let instance = Self::locked(place, place.write_existing()?);
+        instance.refuse_other_version()?;
+        Ok(instance)
+    }
+
+    /// With the lock on all instances.
+    pub(super) fn locked(place: &Place, lock: Lock) -> Self {
+        Self {
             place: place.clone(),
             _lock: lock,
-        };
-        match instance.check_layout() {
+        }
+    }
+
+    /// Repairs what can be repaired; what cannot is an error then.
+    pub(super) fn make_whole(&self) -> Result<Change> {
+        self.refuse_other_version()?;
+        let change = self.repair()?;
+        self.check_layout()?;
+        Ok(change)
+    }
+
+    fn refuse_other_version(&self) -> Result<()> {
+        match self.check_layout() {
             Err(Error::Refused(why)) => Err(Error::Refused(why)),
-            _ => Ok(instance),
+            _ => Ok(()),
         }
     }
 
@@ -145,15 +157,8 @@ impl Instance {
         cgroups.dedup_by_key(|cgroup| cgroup.id);
         let lock = place.write()?;
         if place.exists()? {
-            let instance = Self {
-                place: place.clone(),
-                _lock: lock,
-            };
-            if let Err(Error::Refused(why)) = instance.check_layout() {
-                return Err(Error::Refused(why));
-            }
-            instance.repair()?;
-            instance.check_layout()?;
+            let instance = Self::locked(place, lock);
+            instance.make_whole()?;
             return instance.extend(&cgroups, settings);
         }
         Self::make(place, lock, &cgroups, settings, &Tables::default())?;
@@ -194,14 +199,6 @@ impl Instance {
         instance.change_config(|config| config.enabled = 1)
     }
 
-    /// With the lock on all instances.
-    pub(super) fn locked(place: &Place, lock: Lock) -> Self {
-        Self {
-            place: place.clone(),
-            _lock: lock,
-        }
-    }
-
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
         let dir = self.dir();
         if let Some(wanted) = settings.max_sockets {
@@ -215,10 +212,6 @@ impl Instance {
             }
         }
         let old = self.config()?;
-        if old.enabled == 0 && !dir.join("link-skmsg").exists() {
-            // A `disable` that was killed half way had detached it.
-            attach_skmsg(&dir)?;
-        }
         let mut change = self.attach(cgroups)?;
         let from = self.filters(&old)?;
         let mut to = Filters::new(&settings.ports, &settings.cidrs);
@@ -287,7 +280,7 @@ impl Instance {
     }
 
     /// Under traffic: see [`super::filters`].
-    pub(super) fn change_filters(&self, from: &Filters, to: &Filters) -> Result<()> {
+    fn change_filters(&self, from: &Filters, to: &Filters) -> Result<()> {
         if from == to {
             return Ok(());
         }
@@ -415,7 +408,7 @@ impl Instance {
         )))
     }
 
-    pub(super) fn check_layout(&self) -> Result<()> {
+    fn check_layout(&self) -> Result<()> {
         let config = self.config()?;
         if config.layout == LAYOUT {
             return Ok(());

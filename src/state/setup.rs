@@ -223,11 +223,7 @@ impl Instance {
             return Ok(Difference::between(None, Some(to)));
         }
         let instance = Self::locked(place, lock);
-        if let Err(Error::Refused(why)) = instance.check_layout() {
-            return Err(Error::Refused(why));
-        }
-        instance.repair()?;
-        instance.check_layout()?;
+        instance.make_whole()?;
         let from = instance.setup()?;
         if from == *to && instance.is_settled()? {
             return Ok(Difference::default());
