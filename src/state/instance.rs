@@ -195,25 +195,37 @@ impl Instance {
             return Err(error);
         }
         let instance = Self::locked(place, lock);
-        instance.reconcile()?;
-        instance.change_config(|config| config.enabled = 1)
+        let on = instance
+            .reconcile()
+            .and_then(|()| instance.change_config(|config| config.enabled = 1));
+        if on.is_err() {
+            // Nothing is enrolled yet.
+            let _ = instance.take_down();
+        }
+        on
     }
 
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
-        let dir = self.dir();
-        if let Some(wanted) = settings.max_sockets {
-            let map = open_map(&dir, "sa_sockhash")?;
-            if map.max_entries() != wanted {
-                return Err(Error::Failed(format!(
-                    "instance {} holds {} sockets at most, and that cannot change while it is enabled\n  To change it:  sockaccel disable, then enable again",
-                    self.place.instance,
-                    map.max_entries()
-                )));
-            }
+        let (was, whole) = (self.setup()?, self.is_whole()?);
+        let max = was.max_sockets.0;
+        if settings.max_sockets.is_some_and(|wanted| wanted != max) {
+            return Err(Error::Failed(format!(
+                "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it:  sockaccel disable, then enable again",
+                self.place.instance
+            )));
         }
+        self.change_to(cgroups, settings, &was.filters)
+            .map_err(|error| self.go_back(&was, whole, error))
+    }
+
+    fn change_to(
+        &self,
+        cgroups: &[&Cgroup],
+        settings: &Settings,
+        from: &Filters,
+    ) -> Result<Change> {
         let old = self.config()?;
         let mut change = self.attach(cgroups)?;
-        let from = self.filters(&old)?;
         let mut to = Filters::new(&settings.ports, &settings.cidrs);
         if settings.ports.is_empty() {
             to.ports.clone_from(&from.ports);
@@ -223,7 +235,7 @@ impl Instance {
             to.cidrs.clone_from(&from.cidrs);
             to.cidr_includes = from.cidr_includes;
         }
-        self.change_filters(&from, &to)?;
+        self.change_filters(from, &to)?;
         self.change_config(|config| {
             apply(config, settings);
             config.enabled = 1;
@@ -396,10 +408,15 @@ impl Instance {
         write_config(&self.dir(), &config)
     }
 
+    /// No `apply` was killed while it changed the tables.
+    pub(super) fn is_whole(&self) -> Result<bool> {
+        Ok(self.config()?.changing.is_multiple_of(2))
+    }
+
     /// Fails when an `apply` was killed half-way: its tables are neither the old
     /// ones nor the new ones, and only another `apply` knows what they should be.
     fn check_whole(&self) -> Result<()> {
-        if self.config()?.changing.is_multiple_of(2) {
+        if self.is_whole()? {
             return Ok(());
         }
         Err(Error::Failed(format!(
