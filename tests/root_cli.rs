@@ -1343,6 +1343,18 @@ fn apply_that_fails_after_one_that_was_killed_leaves_it_unfinished() {
 }
 
 #[test]
+fn upgrade_that_cannot_load_leaves_all_as_it_was() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let loads = world.steps("upgrade --again", &["bpf(BPF_PROG_LOAD,"]);
+    let last = loads.last().expect("programs are loaded");
+    assert!(world.fail_at("upgrade --again", last), "{loads:?}");
+    assert_eq!(world.json("status")["programs"], "current");
+    world.assert_enabled_once(&cgroup, 0, "the upgrade failed");
+}
+
+#[test]
 fn disable_killed_at_any_step_can_be_finished() {
     let world = World::new();
     let cgroup = Cgroup::new("cli");

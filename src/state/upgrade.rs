@@ -45,10 +45,14 @@ impl Instance {
     pub(super) fn replace_programs(&self) -> Result<()> {
         let dir = self.dir();
         let fresh = dir.join("_programs");
-        self.change_config(|config| config.build = 0)?;
-        remove_tree(&fresh)?;
+        // Where there is none, the new programs would bring an empty one.
+        self.config()?;
         fs::create_dir(&fresh).map_err(on("create", &fresh))?;
-        load(&dir, &fresh)?;
+        if let Err(error) = load(&dir, &fresh) {
+            let _ = remove_tree(&fresh);
+            return Err(error);
+        }
+        self.change_config(|config| config.build = 0)?;
         for entry in fs::read_dir(&fresh).map_err(on("read directory", &fresh))? {
             let pin = entry.map_err(on("read directory", &fresh))?.path();
             let Some(name) = pin.file_name() else {
