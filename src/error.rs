@@ -183,7 +183,8 @@ fn hint_line(hint: &str, source: &io::Error) -> String {
     }
 }
 
-fn instance_option(instance: &str) -> String {
+/// What follows a command that is to be typed, where it is about this instance.
+pub fn instance_option(instance: &str) -> String {
     if instance == crate::state::DEFAULT_INSTANCE {
         String::new()
     } else {

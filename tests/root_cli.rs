@@ -1010,6 +1010,22 @@ fn missing_pins_are_made_again() {
 }
 
 #[test]
+fn ways_out_name_the_instance() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let enable = |max| {
+        world.sh(&enable_words(
+            &cgroup,
+            &format!("--instance web --max-sockets {max}"),
+        ))
+    };
+    enable(1000).ok();
+    let way_out = "sockaccel disable --instance web, then";
+    assert_fails(&enable(2000), 1, way_out, "max-sockets");
+    world.sh("disable --instance web").ok();
+}
+
+#[test]
 fn another_layout_is_refused() {
     let world = World::new();
     let cgroup = Cgroup::new("cli");

@@ -100,8 +100,9 @@ pub fn disable(
         };
         if !instance.is_retired(cgroup)? {
             return Err(Error::Failed(format!(
-                "instance {} was enabled again while it drained\n  To see it:  sockaccel status",
-                instance.name()
+                "instance {} was enabled again while it drained\n  To see it:  {}",
+                instance.name(),
+                place.command("status")
             )));
         }
     }

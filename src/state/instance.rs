@@ -35,8 +35,8 @@ pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
 ];
 
 /// For pins that somebody has removed.
-const MISSING_HINT: &str =
-    "If it is missing, make it again:  sockaccel upgrade   or start anew:  sockaccel disable --now";
+const MISSING_HINT: &str = "If it is missing, make it again:  sockaccel upgrade   \
+     or start anew:  sockaccel disable --now   (of the instance that the path names)";
 
 /// What `enable` can set. `None` leaves what an existing instance has.
 #[derive(Debug, Clone, Default)]
@@ -210,8 +210,9 @@ impl Instance {
         let max = was.max_sockets.0;
         if settings.max_sockets.is_some_and(|wanted| wanted != max) {
             return Err(Error::Failed(format!(
-                "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it:  sockaccel disable, then enable again",
-                self.place.instance
+                "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it:  {}, then enable again",
+                self.place.instance,
+                self.command("disable")
             )));
         }
         self.change_to(cgroups, settings, &was.filters)
@@ -341,6 +342,11 @@ impl Instance {
         &self.place.instance
     }
 
+    /// A command about it, as it is to be typed.
+    pub(super) fn command(&self, words: &str) -> String {
+        self.place.command(words)
+    }
+
     /// Opens one of its tables.
     pub fn table<K: crate::maps::Plain, V: crate::maps::Plain>(
         &self,
@@ -420,8 +426,10 @@ impl Instance {
             return Ok(());
         }
         Err(Error::Failed(format!(
-            "an apply to instance {} was killed half-way: its tables hold parts of what was and of what should be,\n  and new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE   (sockaccel export shows what is there now)",
-            self.place.instance
+            "an apply to instance {} was killed half-way: its tables hold parts of what was and of what should be,\n  and new connections stay on the stack\n  To finish it:  {}   ({} shows what is there now)",
+            self.place.instance,
+            self.command("apply -f FILE"),
+            self.command("export")
         )))
     }
 
@@ -431,8 +439,10 @@ impl Instance {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it (sockaccel disable), then enable it with this one",
-            self.place.instance, config.layout
+            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it ({}), then enable it with this one",
+            self.place.instance,
+            config.layout,
+            self.command("disable")
         )))
     }
 }

@@ -230,8 +230,10 @@ impl Instance {
         if from.max_sockets != to.max_sockets {
             return Err(Error::Failed(format!(
                 "instance {0} holds {1} sockets at most, and that cannot change while it is enabled\n  \
-                 To keep it:  max_sockets = {1}\n  To change it:  sockaccel disable, then apply again",
-                place.instance, from.max_sockets.0
+                 To keep it:  max_sockets = {1}\n  To change it:  {2}, then apply again",
+                place.instance,
+                from.max_sockets.0,
+                place.command("disable")
             )));
         }
         instance
@@ -300,7 +302,8 @@ impl Instance {
             Err(second) => Error::Failed(format!(
                 "{failure}\n  What was before could not be restored either: {second}\n  \
                  The instance holds parts of both, which is safe: in doubt connections stay on the stack.\n  \
-                 When the cause is gone:  the same command again, or sockaccel disable"
+                 When the cause is gone:  the same command again, or {}",
+                self.command("disable")
             )),
         }
     }
