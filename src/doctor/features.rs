@@ -570,7 +570,6 @@ mod tests {
         fs::read_dir(sources)
             .expect("src/bpf")
             .map(|entry| entry.expect("entry").path())
-            .filter(|path| !path.ends_with("tests.bpf.c"))
             .map(|path| fs::read_to_string(path).expect("source"))
             .flat_map(|source| names_before_parentheses(&source))
             .filter(|name| name.starts_with("bpf_"))
