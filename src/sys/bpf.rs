@@ -53,7 +53,8 @@ fn check(ret: i32) -> io::Result<i32> {
     }
 }
 
-fn owned(ret: i32) -> io::Result<OwnedFd> {
+/// The descriptor that a call of libbpf returned, or its error.
+pub(super) fn owned(ret: i32) -> io::Result<OwnedFd> {
     let fd = check(ret)?;
     // SAFETY: the call just returned this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
