@@ -246,10 +246,8 @@ fn make_below(parent: &Path, instance: &str) -> Result<(Cgroup, Flock<File>)> {
 
 /// Removes the cgroup and those that its processes made in it, if all are empty.
 fn remove_empty(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_empty(&entry.path())?;
-        }
+    for child in cgroup::children(dir) {
+        remove_empty(&child)?;
     }
     fs::remove_dir(dir)
 }
