@@ -79,9 +79,12 @@ pub fn named(dir: &Path, prefix: &str) -> Vec<PathBuf> {
         name.to_string_lossy().starts_with(prefix)
     };
     children(dir)
-        .flat_map(|child| match starts(&child) {
-            true => vec![child],
-            false => named(&child, prefix),
+        .flat_map(|child| {
+            if starts(&child) {
+                vec![child]
+            } else {
+                named(&child, prefix)
+            }
         })
         .collect()
 }
