@@ -23,7 +23,7 @@ use crate::maps::layout::{
 };
 use crate::maps::{self, Table};
 use crate::sys::bpf::{self, AttachType};
-use crate::sys::skel;
+use crate::sys::skel::sockaccel as skel;
 
 /// The programs attached to every enabled cgroup, and how. Options are watched
 /// before the first socket is enrolled.
@@ -493,6 +493,18 @@ pub(super) fn open_programs(
     skel::SockaccelSkelBuilder::default()
         .open(storage)
         .map_err(|e| Error::bpf("open", "the BPF programs", &e))
+}
+
+/// Lets the programs use the maps that are pinned in `dir`.
+pub(super) fn reuse_maps(object: &mut OpenObject, dir: &Path) -> Result<()> {
+    for mut map in object.maps_mut() {
+        let pin = dir.join(map.name());
+        if pin.exists() {
+            map.reuse_pinned_map(&pin)
+                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
+        }
+    }
+    Ok(())
 }
 
 /// Pins the maps that `dir` lacks.

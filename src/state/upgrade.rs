@@ -17,7 +17,7 @@ use super::dir::{Place, remove_tree};
 use super::drain::{draining_dir, run_program};
 use super::instance::{
     CGROUP_PROGRAMS, Change, Instance, attach_observer, attach_skmsg, cgroup_dir, load_observer,
-    open_map, open_pin, open_programs, pin_maps, pin_programs,
+    open_map, open_pin, open_programs, pin_maps, pin_programs, reuse_maps,
 };
 use super::observer::Observer;
 use crate::error::{Error, Result, on};
@@ -92,13 +92,7 @@ fn load(dir: &Path, fresh: &Path) -> Result<()> {
     let mut open = open_programs(&mut storage)?;
     let observer = Observer::of(dir).unwrap_or_else(Observer::choose);
     load_observer(&mut open, observer);
-    for mut map in open.open_object_mut().maps_mut() {
-        let pin = dir.join(map.name());
-        if pin.exists() {
-            map.reuse_pinned_map(&pin)
-                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
-        }
-    }
+    reuse_maps(open.open_object_mut(), dir)?;
     let mut skeleton = open.load().map_err(|e| {
         Error::bpf("load", "the BPF programs over the maps there are", &e)
             .hint("The instance goes on as it was. To change over:  sockaccel disable, then enable")

@@ -1,4 +1,4 @@
-//! The generated skeleton of the programs (`src/bpf/sockaccel.bpf.c`).
+//! The generated skeletons of `src/bpf/sockaccel.bpf.c` and `adopt.bpf.c`.
 #![allow(unsafe_code)]
 #![allow(
     missing_docs,
@@ -7,4 +7,10 @@
     clippy::undocumented_unsafe_blocks
 )]
 
-include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
+pub mod sockaccel {
+    include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
+}
+
+pub mod adopt {
+    include!(concat!(env!("OUT_DIR"), "/adopt.skel.rs"));
+}
