@@ -70,7 +70,7 @@ type Pair = [Candidate; 2];
 type Left = Vec<(Candidate, &'static Outcome)>;
 
 fn reason(name: &str) -> &'static Outcome {
-    &REASONS[outcome::index(REASONS, name).unwrap_or_default()]
+    &REASONS[outcome::index(REASONS, name) as usize]
 }
 
 /// Finds the two ends of each connection, by the sequence numbers that only they
