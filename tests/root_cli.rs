@@ -1010,6 +1010,22 @@ fn missing_pins_are_made_again() {
 }
 
 #[test]
+fn ways_out_name_the_instance() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let enable = |max| {
+        world.sh(&enable_words(
+            &cgroup,
+            &format!("--instance web --max-sockets {max}"),
+        ))
+    };
+    enable(1000).ok();
+    let way_out = "sockaccel disable --instance web, then";
+    assert_fails(&enable(2000), 1, way_out, "max-sockets");
+    world.sh("disable --instance web").ok();
+}
+
+#[test]
 fn another_layout_is_refused() {
     let world = World::new();
     let cgroup = Cgroup::new("cli");
@@ -1122,12 +1138,17 @@ impl World {
 
     /// Runs the command to its end; its steps that change something.
     fn changing_steps(&self, words: &str) -> Vec<Step> {
+        self.steps(words, &CHANGES)
+    }
+
+    /// Its steps that succeed and begin so in the log of strace(1).
+    fn steps(&self, words: &str, beginnings: &[&str]) -> Vec<Step> {
         let log = self.dir.path().join("strace");
         let ran = self.strace(words, &["-o", &log.display().to_string()]);
         assert!(ran.status.success(), "{words}: {ran:?}");
         let log = fs::read_to_string(log).expect("what strace wrote");
         let changes = |line: &str| {
-            CHANGES.iter().any(|change| line.starts_with(change)) && !line.contains("= -1 ")
+            beginnings.iter().any(|change| line.starts_with(change)) && !line.contains("= -1 ")
         };
         let mut counts: HashMap<&str, usize> = HashMap::new();
         let mut steps = Vec::new();
@@ -1152,6 +1173,18 @@ impl World {
         let killed = ran.status.signal() == Some(9) || ran.status.code() == Some(137);
         assert!(killed || ran.status.success(), "{words}, {step:?}: {ran:?}");
         killed
+    }
+
+    /// Runs the command, for which this step fails: whether it failed with it.
+    fn fail_at(&self, words: &str, step: &Step) -> bool {
+        let (call, nth) = step;
+        let inject = format!("inject={call}:error=EIO:when={nth}");
+        let ran = self.strace(words, &["-o", "/dev/null", "-e", &inject]);
+        match ran.status.code() {
+            Some(0) => false,
+            Some(1) => true,
+            _ => panic!("{words}, {step:?}: {ran:?}"),
+        }
     }
 }
 
@@ -1245,6 +1278,98 @@ fn adding_a_cgroup_killed_at_any_step_leaves_the_instance_whole() {
             world.enable(&old, "--scope local").ok();
         },
     );
+}
+
+#[test]
+fn enable_that_fails_at_any_step_leaves_what_was() {
+    let world = World::new();
+    let [old, new] = ["old", "new"].map(Cgroup::new);
+    world.mount(MsFlags::empty());
+    let enable = enable_words(&old, "--scope local");
+    let steps = world.changing_steps(&enable);
+    world.sh("disable").ok();
+    let mut failed = 0;
+    // Those before make the instance where nobody sees it.
+    for step in &steps[steps.len() - 5..] {
+        let case = format!("{enable}: {step:?} fails");
+        if world.fail_at(&enable, step) {
+            failed += 1;
+            world.assert_empty(&case);
+        }
+        assert_eq!(attached_to(new.path()), NONE, "{case}");
+        world.sh("disable").ok();
+    }
+    assert!(failed > 2, "{failed} of {steps:?}");
+
+    world.sh(&enable).ok();
+    let was = world.sh("export").ok().stdout;
+    let add = enable_words(&new, "--scope endpoints --port 80-82 --cidr 127.0.0.0/8");
+    let steps = world.changing_steps(&add);
+    let undo = || {
+        world.sh("disable").ok();
+        world.sh(&enable).ok();
+    };
+    undo();
+    let mut failed = 0;
+    for step in &steps {
+        let case = format!("{add}: {step:?} fails");
+        if world.fail_at(&add, step) {
+            failed += 1;
+            assert_eq!(world.sh("export").ok().stdout, was, "{case}");
+            assert_eq!(attached_to(new.path()), NONE, "{case}");
+            world.assert_enabled_once(&old, 0, &case);
+        }
+        undo();
+    }
+    assert!(failed > 10, "{failed} of {steps:?}");
+}
+
+/// An apply that goes back to what a killed one left does not finish that.
+#[test]
+fn apply_that_fails_after_one_that_was_killed_leaves_it_unfinished() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let file = world.dir.path().join("wanted.toml");
+    let spec = world.sh("export").ok().stdout;
+    let spec = format!("{spec}\n[[identities]]\ncidr = \"192.0.2.0/24\"\nidentity = 1000\n");
+    fs::write(&file, spec).expect("write");
+    let apply = format!("apply -f {}", file.display());
+    let steps = world.changing_steps(&apply);
+    let unfinished = || world.json("status")["unfinished_apply"] == true;
+    assert!(!unfinished());
+    let mut failed = 0;
+    for step in &steps {
+        world.sh("identity del 192.0.2.0/24 --if-exists");
+        world.kill_at(&apply, step);
+        if !unfinished() {
+            continue;
+        }
+        for step in &steps {
+            if world.fail_at(&apply, step) {
+                failed += 1;
+                assert!(unfinished(), "{apply}: {step:?} fails");
+            } else {
+                break;
+            }
+        }
+        break;
+    }
+    assert!(failed > 0, "{steps:?}");
+    world.sh(&apply).ok();
+    assert!(!unfinished());
+}
+
+#[test]
+fn upgrade_that_cannot_load_leaves_all_as_it_was() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    let loads = world.steps("upgrade --again", &["bpf(BPF_PROG_LOAD,"]);
+    let last = loads.last().expect("programs are loaded");
+    assert!(world.fail_at("upgrade --again", last), "{loads:?}");
+    assert_eq!(world.json("status")["programs"], "current");
+    world.assert_enabled_once(&cgroup, 0, "the upgrade failed");
 }
 
 #[test]

@@ -532,7 +532,7 @@ mod tests {
         }
     }
 
-    /// Helpers that have been there since maps and iterators have, and a function
+    /// Helpers that have been there since maps and iterators have, and functions
     /// that the programs do without (kernel.h).
     const NOT_PROBED: &[&str] = &[
         "bpf_ktime_get_ns",

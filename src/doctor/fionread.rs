@@ -14,24 +14,20 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
 use libbpf_rs::MapType;
-use nix::errno::Errno;
-use nix::poll::PollFd;
 use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::map;
+use super::wait::PATIENCE;
+use super::wait::wait_for;
 use crate::sys;
 
 /// What the probe found.
@@ -53,9 +49,6 @@ pub enum Fionread {
         reason: String,
     },
 }
-
-/// No step on an idle loopback takes long; a filter that drops packets would.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 const BYTES: &[u8] = b"FIONREAD";
 
@@ -91,7 +84,7 @@ fn ask() -> io::Result<Fionread> {
     // Dropped before the sockets: the receiver is closed as plain TCP.
     let _enrolled = enrol(&receiver)?;
     sender.write_all(BYTES)?;
-    wait(&receiver)?;
+    wait_for(&receiver, PollFlags::POLLIN)?;
     let reported = sys::probe::unread(&receiver)?;
     if sys::probe::received_by_tcp(&receiver)? != BYTES.len() as u64 {
         return Err(io::Error::other(
@@ -114,7 +107,7 @@ fn pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let sender = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
     sender.set_nodelay(true)?;
-    wait(&listener)?;
+    wait_for(&listener, PollFlags::POLLIN)?;
     let (receiver, from) = listener.accept()?;
     if from != sender.local_addr()? {
         return Err(io::Error::other("a stranger connected to the probe"));
@@ -130,22 +123,6 @@ fn enrol(socket: impl AsFd) -> io::Result<MapHandle> {
         .update(&0_u64.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
         .map_err(io::Error::other)?;
     Ok(sockets)
-}
-
-/// Waits until the socket can be read from, or accepted from.
-fn wait(socket: impl AsFd) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 impl fmt::Display for Fionread {
@@ -200,12 +177,5 @@ mod tests {
         for (found, expected) in cases {
             assert_eq!(serde_json::to_string(&found).expect("serializes"), expected);
         }
-    }
-
-    #[test]
-    fn waiting_ends() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback address");
-        let error = wait(&listener).expect_err("nobody connects");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -44,6 +44,20 @@ pub enum Stop {
     Io(#[from] io::Error),
 }
 
+impl Stop {
+    /// Why one thing could not be looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Stop::Interrupted`], which ends all of it instead.
+    pub fn reason(self) -> Result<String, Self> {
+        match self {
+            Self::Interrupted(_) => Err(self),
+            other => Ok(other.to_string()),
+        }
+    }
+}
+
 impl From<Errno> for Stop {
     fn from(errno: Errno) -> Self {
         Self::Io(errno.into())
@@ -206,10 +220,8 @@ impl Running {
             stdout.as_mut().expect("piped"),
             stderr.as_mut().expect("piped"),
         );
-        let mut open = [false, false];
         let [to_out, to_err] = outputs;
-        open[0] = take(out, to_out)?;
-        open[1] = take(err, to_err)?;
+        let open = [take(out, to_out)?, take(err, to_err)?];
         if open == [false, false] {
             return Ok(true);
         }

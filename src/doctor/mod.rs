@@ -15,6 +15,7 @@ mod refusal;
 mod risk;
 pub mod surroundings;
 pub mod versions;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -71,14 +72,15 @@ pub struct Report {
 /// [`before_enable`] for the verdict.
 pub fn examine() -> Report {
     let kernel = Kernel::running().unwrap_or_else(|_| Kernel::parse("unknown", ""));
-    let missing = privileges::missing();
+    let symbols_hidden = privileges::symbols_are_hidden();
+    let missing = privileges::missing(symbols_hidden);
     let mut report = Report {
         bugs: kernel.bugs().collect(),
         kernel,
         missing_capabilities: missing.iter().map(ToString::to_string).collect(),
         forbidden: None,
         features: Vec::new(),
-        symbols_hidden: privileges::symbols_are_hidden(),
+        symbols_hidden,
         fionread: Fionread::NotProbed {
             reason: "BPF cannot be used".to_owned(),
         },
@@ -145,8 +147,9 @@ pub fn topics() -> impl Iterator<Item = Topic> {
 }
 
 /// Makes all probes and checks. The bpffs of `place` and the `cgroups` are only
-/// looked at. All of it takes so much `time` at most, and then is cleaned up. For a command that ends afterwards: it leaves the calling thread
-/// in a mount namespace of its own.
+/// looked at. All of it takes so much `time` at most, and then is cleaned up. For a
+/// command that ends afterwards: it leaves the calling thread in a mount namespace
+/// of its own.
 ///
 /// # Errors
 ///

@@ -25,12 +25,12 @@ pub const NEEDED: [Capability; 5] = [
     Capability::CAP_SYSLOG,
 ];
 
-/// Those of [`NEEDED`] that the calling thread lacks. A bpffs that is missing
-/// is told of when it is mounted.
-pub fn missing() -> Vec<Capability> {
+/// Those of [`NEEDED`] that the calling thread lacks, where symbols are hidden or
+/// not. A bpffs that is missing is told of when it is mounted.
+pub fn missing(hidden: bool) -> Vec<Capability> {
     // What cannot be read is not held.
     let held = caps::read(None, CapSet::Effective).unwrap_or_default();
-    missing_from(&held, !tracefs::is_visible(), symbols_are_hidden())
+    missing_from(&held, !tracefs::is_visible(), hidden)
 }
 
 /// `CAP_SYS_ADMIN` stands in for the two that were split off it in Linux 5.8

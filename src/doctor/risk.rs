@@ -1,7 +1,6 @@
 //! Risks that an administrator may accept by name.
 
 use std::env;
-use std::ffi::OsString;
 use std::fmt;
 use std::str::FromStr;
 
@@ -57,8 +56,8 @@ impl Risk {
     /// [`UnknownRisk`] for a name that is none: a misspelt one must not look
     /// as if it had been accepted.
     pub fn from_env() -> Result<Vec<Self>, UnknownRisk> {
-        let value = env::var_os(VARIABLE).map_or_else(String::new, into_text);
-        Self::list(&value).map_err(|unknown| UnknownRisk {
+        let value = env::var_os(VARIABLE).unwrap_or_default();
+        Self::list(&value.to_string_lossy()).map_err(|unknown| UnknownRisk {
             place: VARIABLE,
             ..unknown
         })
@@ -77,12 +76,6 @@ impl Risk {
             .map(str::parse)
             .collect()
     }
-}
-
-fn into_text(value: OsString) -> String {
-    value
-        .into_string()
-        .unwrap_or_else(|raw| raw.to_string_lossy().into_owned())
 }
 
 impl fmt::Display for Risk {

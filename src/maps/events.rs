@@ -59,7 +59,7 @@ impl Events {
     pub fn listen(dir: &Path, kinds: u32) -> Result<Self> {
         let only = only_reader(dir)?;
         let path = dir.join("sa_events");
-        let map = open(&path)?;
+        let map = super::open(dir, "sa_events")?;
         let queue = Rc::new(RefCell::new(Vec::new()));
         let into = Rc::clone(&queue);
         let mut builder = RingBufferBuilder::new();
@@ -73,7 +73,7 @@ impl Events {
         let ring = builder
             .build()
             .map_err(|e| Error::bpf("read", path.display().to_string(), &e))?;
-        let counters = open(&dir.join("sa_stats"))?;
+        let counters = super::open(dir, "sa_stats")?;
         let events = Self {
             lost_before: Stats::counters(&counters)?.events_lost,
             id: id(&map)?,
@@ -155,11 +155,6 @@ pub fn now() -> Result<u64> {
         .map_err(|e| Error::os("read", "the clock", e.into()))?;
     let nanoseconds = Duration::from(now).as_nanos();
     Ok(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
-}
-
-fn open(path: &Path) -> Result<MapHandle> {
-    MapHandle::from_pinned_path(path)
-        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
 }
 
 fn id(map: &MapHandle) -> Result<u32> {

@@ -11,22 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const LAYOUT: u32 = 4;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Default,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Addr(pub [u8; 16]);
 
 impl From<IpAddr> for Addr {
@@ -250,21 +237,9 @@ pub struct Endpoint {
 }
 
 /// `struct sa_cidr`: key of the longest-prefix tables.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[allow(missing_docs)]
 pub struct Cidr {
     pub prefixlen: u32,
@@ -273,21 +248,9 @@ pub struct Cidr {
 }
 
 /// `struct sa_service_key`
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[allow(missing_docs)]
 pub struct ServiceKey {
     pub addr: Addr,
@@ -307,21 +270,9 @@ pub struct Service {
 }
 
 /// `struct sa_policy_key`
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[allow(missing_docs)]
 pub struct PolicyKey {
     pub endpoint: Addr,

@@ -55,7 +55,7 @@ impl Stats {
     /// counters. One that closes in between would be missing, and what only grows
     /// would seem to shrink: then both are read again, some times at most.
     pub fn read(dir: &Path) -> Result<Self> {
-        let map = open(dir)?;
+        let map = super::open(dir, "sa_stats")?;
         let mut stats = Self::counters(&map)?;
         for _ in 0..TRIES {
             let live = sockets::read(dir)?;
@@ -75,7 +75,7 @@ impl Stats {
     /// What the programs have counted of the instance pinned in this directory,
     /// without what live sockets have yet to tell: redirected messages and bytes.
     pub fn told(dir: &Path) -> Result<Self> {
-        Self::counters(&open(dir)?)
+        Self::counters(&super::open(dir, "sa_stats")?)
     }
 
     fn add_untold(&mut self, live: &[Dump]) {
@@ -151,12 +151,6 @@ impl Stats {
     pub fn enrolled_now(&self) -> u64 {
         self.enrolled().saturating_sub(self.closed)
     }
-}
-
-fn open(dir: &Path) -> Result<MapHandle> {
-    let path = dir.join("sa_stats");
-    MapHandle::from_pinned_path(&path)
-        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e))
 }
 
 /// The bytes as the counters of one CPU, and of two: only as many as there are

@@ -1,7 +1,6 @@
 //! A pinned hash or trie with typed keys and values, and errors that name it.
 
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
@@ -25,8 +24,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy> Plain for T {}
 impl<K: Plain, V: Plain> Table<K, V> {
     /// Opens the map pinned as `name` in the instance's directory.
     pub fn open(dir: &Path, name: &'static str) -> Result<Self> {
-        let map = MapHandle::from_pinned_path(dir.join(name))
-            .map_err(|e| Error::bpf("open map", dir.join(name).display().to_string(), &e))?;
+        let map = super::open(dir, name)?;
         Self::check(&map, name)?;
         Ok(Self {
             name,
@@ -76,32 +74,95 @@ impl<K: Plain, V: Plain> Table<K, V> {
         }
     }
 
-    /// Every entry. An entry deleted meanwhile may be missing, none is twice:
-    /// the walk ends where the kernel would start over.
+    /// Every entry. One that is added or deleted meanwhile may be missing.
     pub fn entries(&self) -> Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut at: Option<Vec<u8>> = None;
-        let limit = self.map.max_entries() as usize;
-        loop {
-            let next = sys::bpf::next_key(self.map.as_fd(), at.as_deref(), size_of::<K>())
-                .map_err(|e| Error::os("walk map", self.name, e))?;
-            let Some(bytes) = next else {
-                return Ok(entries);
-            };
-            if let Ok(key) = K::read_from_bytes(&bytes)
-                && let Some(value) = self.get(&key)?
-            {
-                entries.push((key, value));
+        sys::bpf::for_each_batch(&self.map, |keys, values| {
+            let values = values.chunks(size_of::<V>());
+            for (key, value) in keys.chunks(size_of::<K>()).zip(values) {
+                entries.extend(
+                    K::read_from_bytes(key)
+                        .ok()
+                        .zip(V::read_from_bytes(value).ok()),
+                );
             }
-            if entries.len() >= limit {
-                return Ok(entries);
-            }
-            at = Some(bytes);
+        })
+        .map_err(|e| Error::os("walk map", self.name, e))?;
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use libbpf_rs::{MapType, libbpf_sys};
+
+    use super::*;
+
+    fn table(kind: MapType, max: u32) -> Table<u32, u64> {
+        assert!(nix::unistd::geteuid().is_root(), "run this test as root");
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+            ..Default::default()
+        };
+        let map = MapHandle::create(kind, Some("sa_test"), 4, 8, max, &options).expect("a map");
+        Table {
+            name: "sa_test",
+            map,
+            types: PhantomData,
         }
     }
 
-    /// The map itself.
-    pub fn map(&self) -> &MapHandle {
-        &self.map
+    #[test]
+    fn root_every_entry_is_there_once() {
+        for (kind, max, filled) in [
+            (MapType::Hash, 20_000, 0),
+            (MapType::Hash, 20_000, 20_000),
+            // One bucket for all.
+            (MapType::Hash, 1, 1),
+            (MapType::Array, 1, 1),
+            (MapType::Array, 8192, 8192),
+            (MapType::Array, 10_000, 10_000),
+        ] {
+            let table = table(kind, max);
+            let all: Vec<(u32, u64)> = (0..filled).map(|n| (n, u64::from(n) << 32)).collect();
+            for (key, value) in &all {
+                table.set(key, value).expect("room");
+            }
+            let mut entries = table.entries().expect("a walk");
+            entries.sort_unstable();
+            assert_eq!(entries, all, "{kind:?} of {max}");
+        }
+    }
+
+    #[test]
+    fn root_what_others_delete_meanwhile_makes_no_entry_come_twice() {
+        const ALL: u32 = 2000;
+        let table = table(MapType::Hash, ALL);
+        for key in 0..ALL {
+            table.set(&key, &0).expect("room");
+        }
+        let over = AtomicBool::new(false);
+        let mut twice = 0;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for key in 0..ALL {
+                        table.remove(&key).expect("it is a hash");
+                        table.set(&key, &1).expect("room");
+                    }
+                }
+            });
+            for _ in 0..100 {
+                let entries = table.entries().expect("a walk");
+                let keys: BTreeSet<u32> = entries.iter().map(|(key, _)| *key).collect();
+                twice += entries.len() - keys.len();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(twice, 0);
     }
 }

@@ -23,24 +23,14 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup;
 use super::dir::Place;
-use super::instance::Instance;
+use super::instance::{Instance, reuse_maps};
 use super::process::sockets_of;
 use crate::error::{Error, Result, on};
 use crate::maps::layout::{Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
 use crate::outcome::{self, Outcome, REASONS};
 use crate::sys::bpf;
 use crate::sys::pidfd::{self, Process};
-
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks
-)]
-mod skel {
-    include!(concat!(env!("OUT_DIR"), "/adopt.skel.rs"));
-}
+use crate::sys::skel::adopt as skel;
 
 /// What became of the connections that were there.
 #[derive(Debug, Default)]
@@ -211,17 +201,10 @@ fn load<'obj>(
     instance: &Instance,
     storage: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<skel::AdoptSkel<'obj>> {
-    let dir = instance.dir();
     let mut open = skel::AdoptSkelBuilder::default()
         .open(storage)
         .map_err(|e| Error::bpf("open", "the BPF programs of adopt", &e))?;
-    for mut map in open.open_object_mut().maps_mut() {
-        let pin = dir.join(map.name());
-        if pin.exists() {
-            map.reuse_pinned_map(&pin)
-                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
-        }
-    }
+    reuse_maps(open.open_object_mut(), &instance.dir())?;
     open.maps
         .sa_adoptions
         .set_max_entries(instance.max_sockets()?)

@@ -62,20 +62,31 @@ pub fn own() -> Option<PathBuf> {
     path.is_dir().then_some(path)
 }
 
+/// The cgroups right below this one.
+pub(super) fn children(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|entry| entry.path())
+}
+
 /// Every cgroup below this one whose name starts so.
 pub fn named(dir: &Path, prefix: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !entry.file_type().is_ok_and(|t| t.is_dir()) {
-            continue;
-        }
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            found.push(entry.path());
-        } else {
-            found.extend(named(&entry.path(), prefix));
-        }
-    }
-    found
+    let starts = |path: &Path| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with(prefix)
+    };
+    children(dir)
+        .flat_map(|child| {
+            if starts(&child) {
+                vec![child]
+            } else {
+                named(&child, prefix)
+            }
+        })
+        .collect()
 }
 
 /// The processes that are in this very cgroup.
@@ -90,12 +101,7 @@ pub fn members(dir: &Path) -> Vec<u32> {
 
 /// The processes that are in this cgroup or below it.
 pub fn members_below(dir: &Path) -> Vec<u32> {
-    let below = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
-        .flat_map(|entry| members_below(&entry.path()));
+    let below = children(dir).flat_map(|child| members_below(&child));
     members(dir).into_iter().chain(below).collect()
 }
 
@@ -108,11 +114,7 @@ fn find(dir: &Path, id: u64) -> Option<PathBuf> {
     if fs::metadata(dir).ok()?.ino() == id {
         return Some(dir.to_owned());
     }
-    fs::read_dir(dir)
-        .ok()?
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
-        .find_map(|entry| find(&entry.path(), id))
+    children(dir).find_map(|child| find(&child, id))
 }
 
 /// Whether this process sees only a part of the cgroups (`cgroup_namespaces(7)`).

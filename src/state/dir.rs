@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
 use super::bpffs;
-use crate::error::{Error, Result, on};
+use crate::error::{Error, Result, instance_option, on};
 use crate::sys::bpf;
 
 /// The instance when `--instance` is not given.
@@ -54,6 +54,11 @@ impl Place {
             instance: instance.to_owned(),
             bpffs: bpffs.to_owned(),
         })
+    }
+
+    /// A command about this instance, as it is to be typed.
+    pub(super) fn command(&self, words: &str) -> String {
+        format!("sockaccel {words}{}", instance_option(&self.instance))
     }
 
     /// `BPFFS/sockaccel`

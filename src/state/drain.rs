@@ -100,8 +100,9 @@ pub fn disable(
         };
         if !instance.is_retired(cgroup)? {
             return Err(Error::Failed(format!(
-                "instance {} was enabled again while it drained\n  To see it:  sockaccel status",
-                instance.name()
+                "instance {} was enabled again while it drained\n  To see it:  {}",
+                instance.name(),
+                place.command("status")
             )));
         }
     }
@@ -118,15 +119,12 @@ enum Walk {
 impl Instance {
     /// Enrols nothing more, there or anywhere. The guards stay.
     fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
-        let dir = self.dir();
         let mut change = Change::Nothing;
         // What cannot be repaired can still be taken down.
         let _ = self.repair();
-        for attached in self.attached()? {
-            if cgroup.is_none_or(|id| id == attached.id) {
-                let pins = cgroup_dir(&dir, attached.id);
-                let retired = draining_dir(self, attached.id);
-                fs::rename(&pins, &retired).map_err(on("rename", &pins))?;
+        for id in self.cgroups()? {
+            if cgroup.is_none_or(|wanted| wanted == id) {
+                self.retire_cgroup(id)?;
                 change = Change::Done;
             }
         }
@@ -140,28 +138,26 @@ impl Instance {
     }
 
     fn is_retired(&self, cgroup: Option<u64>) -> Result<bool> {
-        Ok(self
-            .attached()?
-            .iter()
-            .all(|attached| cgroup.is_some_and(|id| id != attached.id)))
+        let attached = self.cgroups()?;
+        Ok(cgroup.map_or(attached.is_empty(), |id| !attached.contains(&id)))
     }
 
     /// Makes tables and links say what the directories say.
     pub(super) fn reconcile(&self) -> Result<()> {
         let dir = self.dir();
-        let attached = self.attached()?;
+        let attached = self.cgroups()?;
         if attached.is_empty() {
             self.change_config(|config| config.enabled = 0)?;
         }
         let cgroups = self.table::<u64, u32>("sa_cgroups")?;
         for (id, _) in cgroups.entries()? {
-            if attached.iter().all(|a| a.id != id) {
+            if !attached.contains(&id) {
                 cgroups.remove(&id)?;
             }
         }
-        for cgroup in &attached {
-            cgroups.set(&cgroup.id, &1)?;
-            let pin = cgroup_dir(&dir, cgroup.id).join("sa_sockops");
+        for id in attached {
+            cgroups.set(&id, &1)?;
+            let pin = cgroup_dir(&dir, id).join("sa_sockops");
             run_program(&dir, &pin, "sa_sockops")?;
         }
         for id in self.draining()? {
@@ -207,7 +203,7 @@ impl Instance {
 
     /// Nothing drains any more: takes the guards down, or all of it.
     fn finish(&self) -> Result<Change> {
-        if self.attached()?.is_empty() {
+        if self.cgroups()?.is_empty() {
             return self.take_down().map(|()| Change::Done);
         }
         let mut change = Change::Nothing;

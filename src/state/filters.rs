@@ -9,9 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use libbpf_rs::{MapCore, MapFlags};
-
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::maps::Table;
 use crate::maps::layout::{Cidr, FAMILY_BITS, FILTER_EXCLUDE, FILTER_INCLUDE};
 use crate::words::{Network, Ports};
@@ -75,9 +73,15 @@ impl Filters {
 
     /// Reads the maps pinned in this directory; the switches are in the config.
     pub(super) fn read(dir: &Path, port_includes: bool, cidr_includes: bool) -> Result<Self> {
+        let ports: Table<u32, u8> = Table::open(dir, "sa_ports")?;
         let cidrs: Table<Cidr, u32> = Table::open(dir, "sa_cidrs")?;
         Ok(Self {
-            ports: read_ports(&Table::open(dir, "sa_ports")?)?,
+            // An array, which is read in the order of its keys.
+            ports: ports
+                .entries()?
+                .into_iter()
+                .map(|(_, filter)| filter)
+                .collect(),
             cidrs: cidrs
                 .entries()?
                 .into_iter()
@@ -217,33 +221,6 @@ fn holds(entry: &Cidr, cidr: &Cidr) -> bool {
     let shift = 128_u32.saturating_sub(bits);
     let head = |c: &Cidr| u128::from_be_bytes(c.addr.0).checked_shr(shift);
     entry.family == cidr.family && entry.prefixlen <= cidr.prefixlen && head(entry) == head(cidr)
-}
-
-/// In one go: one call a port would take longer than all the rest.
-fn read_ports(table: &Table<u32, u8>) -> Result<Vec<u8>> {
-    let mut ports = vec![0; PORTS];
-    let mut seen = 0;
-    let batch = table
-        .map()
-        .lookup_batch(16_384, MapFlags::ANY, MapFlags::ANY)
-        .map_err(|e| Error::bpf("read map", "sa_ports", &e))?;
-    for (key, value) in batch {
-        let port = <[u8; 4]>::try_from(key).map(u32::from_ne_bytes);
-        if let (Ok(port), [filter, ..]) = (port, &value[..])
-            && let Some(slot) = ports.get_mut(port as usize)
-        {
-            *slot = *filter;
-            seen += 1;
-        }
-    }
-    if seen == PORTS {
-        return Ok(ports);
-    }
-    // The iterator ends at errors as at the end.
-    for (port, slot) in (0_u32..).zip(&mut ports) {
-        *slot = table.get(&port)?.unwrap_or_default();
-    }
-    Ok(ports)
 }
 
 #[cfg(test)]

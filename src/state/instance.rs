@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, OpenObject};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
@@ -18,22 +18,12 @@ use super::tables::Tables;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
-use crate::maps::Table;
 use crate::maps::layout::{
     Addr, Cidr, Config, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
 };
+use crate::maps::{self, Table};
 use crate::sys::bpf::{self, AttachType};
-
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    unsafe_code,
-    clippy::undocumented_unsafe_blocks
-)]
-pub(super) mod skel {
-    include!(concat!(env!("OUT_DIR"), "/sockaccel.skel.rs"));
-}
+use crate::sys::skel::sockaccel as skel;
 
 /// The programs attached to every enabled cgroup, and how. Options are watched
 /// before the first socket is enrolled.
@@ -45,8 +35,8 @@ pub(super) const CGROUP_PROGRAMS: [(&str, AttachType); 4] = [
 ];
 
 /// For pins that somebody has removed.
-const MISSING_HINT: &str =
-    "If it is missing, make it again:  sockaccel upgrade   or start anew:  sockaccel disable --now";
+const MISSING_HINT: &str = "If it is missing, make it again:  sockaccel upgrade   \
+     or start anew:  sockaccel disable --now   (of the instance that the path names)";
 
 /// What `enable` can set. `None` leaves what an existing instance has.
 #[derive(Debug, Clone, Default)]
@@ -107,18 +97,14 @@ pub struct Instance {
 impl Instance {
     /// Opens for reading.
     pub fn open(place: &Place) -> Result<Self> {
-        let lock = place.read()?;
-        let instance = Self {
-            place: place.clone(),
-            _lock: lock,
-        };
+        let instance = Self::locked(place, place.read()?);
         instance.check_layout()?;
         Ok(instance)
     }
 
     /// Opens for changing its tables.
     pub fn open_to_write(place: &Place) -> Result<Self> {
-        let instance = Self::open_to_remove(place)?;
+        let instance = Self::locked(place, place.write_existing()?);
         instance.check_layout()?;
         instance.check_whole()?;
         // For a writer that was killed after its change and before this.
@@ -128,22 +114,38 @@ impl Instance {
 
     /// Opens for changing what runs, whole again where pins were missing.
     pub(super) fn open_to_repair(place: &Place) -> Result<(Self, Change)> {
-        let instance = Self::open_to_remove(place)?;
-        let change = instance.repair()?;
-        instance.check_layout()?;
+        let instance = Self::locked(place, place.write_existing()?);
+        let change = instance.make_whole()?;
         Ok((instance, change))
     }
 
     /// Opens for taking it down, which one with missing pins must allow.
     pub fn open_to_remove(place: &Place) -> Result<Self> {
-        let lock = place.write_existing()?;
-        let instance = Self {
+        let instance = Self::locked(place, place.write_existing()?);
+        instance.refuse_other_version()?;
+        Ok(instance)
+    }
+
+    /// With the lock on all instances.
+    pub(super) fn locked(place: &Place, lock: Lock) -> Self {
+        Self {
             place: place.clone(),
             _lock: lock,
-        };
-        match instance.check_layout() {
+        }
+    }
+
+    /// Repairs what can be repaired; what cannot is an error then.
+    pub(super) fn make_whole(&self) -> Result<Change> {
+        self.refuse_other_version()?;
+        let change = self.repair()?;
+        self.check_layout()?;
+        Ok(change)
+    }
+
+    fn refuse_other_version(&self) -> Result<()> {
+        match self.check_layout() {
             Err(Error::Refused(why)) => Err(Error::Refused(why)),
-            _ => Ok(instance),
+            _ => Ok(()),
         }
     }
 
@@ -155,15 +157,8 @@ impl Instance {
         cgroups.dedup_by_key(|cgroup| cgroup.id);
         let lock = place.write()?;
         if place.exists()? {
-            let instance = Self {
-                place: place.clone(),
-                _lock: lock,
-            };
-            if let Err(Error::Refused(why)) = instance.check_layout() {
-                return Err(Error::Refused(why));
-            }
-            instance.repair()?;
-            instance.check_layout()?;
+            let instance = Self::locked(place, lock);
+            instance.make_whole()?;
             return instance.extend(&cgroups, settings);
         }
         Self::make(place, lock, &cgroups, settings, &Tables::default())?;
@@ -200,37 +195,38 @@ impl Instance {
             return Err(error);
         }
         let instance = Self::locked(place, lock);
-        instance.reconcile()?;
-        instance.change_config(|config| config.enabled = 1)
-    }
-
-    /// With the lock on all instances.
-    pub(super) fn locked(place: &Place, lock: Lock) -> Self {
-        Self {
-            place: place.clone(),
-            _lock: lock,
+        let on = instance
+            .reconcile()
+            .and_then(|()| instance.change_config(|config| config.enabled = 1));
+        if on.is_err() {
+            // Nothing is enrolled yet.
+            let _ = instance.take_down();
         }
+        on
     }
 
     fn extend(&self, cgroups: &[&Cgroup], settings: &Settings) -> Result<Change> {
-        let dir = self.dir();
-        if let Some(wanted) = settings.max_sockets {
-            let map = open_map(&dir, "sa_sockhash")?;
-            if map.max_entries() != wanted {
-                return Err(Error::Failed(format!(
-                    "instance {} holds {} sockets at most, and that cannot change while it is enabled\n  To change it:  sockaccel disable, then enable again",
-                    self.place.instance,
-                    map.max_entries()
-                )));
-            }
+        let (was, whole) = (self.setup()?, self.is_whole()?);
+        let max = was.max_sockets.0;
+        if settings.max_sockets.is_some_and(|wanted| wanted != max) {
+            return Err(Error::Failed(format!(
+                "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it:  {}, then enable again",
+                self.place.instance,
+                self.command("disable")
+            )));
         }
+        self.change_to(cgroups, settings, &was.filters)
+            .map_err(|error| self.go_back(&was, whole, error))
+    }
+
+    fn change_to(
+        &self,
+        cgroups: &[&Cgroup],
+        settings: &Settings,
+        from: &Filters,
+    ) -> Result<Change> {
         let old = self.config()?;
-        if old.enabled == 0 && !dir.join("link-skmsg").exists() {
-            // A `disable` that was killed half way had detached it.
-            attach_skmsg(&dir)?;
-        }
         let mut change = self.attach(cgroups)?;
-        let from = self.filters(&old)?;
         let mut to = Filters::new(&settings.ports, &settings.cidrs);
         if settings.ports.is_empty() {
             to.ports.clone_from(&from.ports);
@@ -240,7 +236,7 @@ impl Instance {
             to.cidrs.clone_from(&from.cidrs);
             to.cidr_includes = from.cidr_includes;
         }
-        self.change_filters(&from, &to)?;
+        self.change_filters(from, &to)?;
         self.change_config(|config| {
             apply(config, settings);
             config.enabled = 1;
@@ -257,11 +253,11 @@ impl Instance {
     /// Attaches to those of these cgroups that are not, also to those that drain.
     pub(super) fn attach(&self, cgroups: &[&Cgroup]) -> Result<Change> {
         let dir = self.dir();
-        let before = self.attached()?;
+        let before = self.cgroups()?;
         let (back, new): (Vec<&Cgroup>, Vec<&Cgroup>) = cgroups
             .iter()
             .copied()
-            .filter(|c| before.iter().all(|b| b.id != c.id))
+            .filter(|c| !before.contains(&c.id))
             .partition(|c| draining_dir(self, c.id).exists());
         attach_all(&dir, &new)?;
         for cgroup in &back {
@@ -297,7 +293,7 @@ impl Instance {
     }
 
     /// Under traffic: see [`super::filters`].
-    pub(super) fn change_filters(&self, from: &Filters, to: &Filters) -> Result<()> {
+    fn change_filters(&self, from: &Filters, to: &Filters) -> Result<()> {
         if from == to {
             return Ok(());
         }
@@ -346,6 +342,11 @@ impl Instance {
         &self.place.instance
     }
 
+    /// A command about it, as it is to be typed.
+    pub(super) fn command(&self, words: &str) -> String {
+        self.place.command(words)
+    }
+
     /// Opens one of its tables.
     pub fn table<K: crate::maps::Plain, V: crate::maps::Plain>(
         &self,
@@ -357,13 +358,18 @@ impl Instance {
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
         Ok(self
-            .directories("cgroup-")?
+            .cgroups()?
             .into_iter()
             .map(|id| Attached {
                 id,
                 path: cgroup::path_of(id),
             })
             .collect())
+    }
+
+    /// The ids of these. To find a path takes a walk over all cgroups there are.
+    pub(super) fn cgroups(&self) -> Result<Vec<u64>> {
+        self.directories("cgroup-")
     }
 
     /// The ids that its directories with this prefix name, in order.
@@ -408,26 +414,35 @@ impl Instance {
         write_config(&self.dir(), &config)
     }
 
+    /// No `apply` was killed while it changed the tables.
+    pub(super) fn is_whole(&self) -> Result<bool> {
+        Ok(self.config()?.changing.is_multiple_of(2))
+    }
+
     /// Fails when an `apply` was killed half-way: its tables are neither the old
     /// ones nor the new ones, and only another `apply` knows what they should be.
     fn check_whole(&self) -> Result<()> {
-        if self.config()?.changing.is_multiple_of(2) {
+        if self.is_whole()? {
             return Ok(());
         }
         Err(Error::Failed(format!(
-            "an apply to instance {} was killed half-way: its tables hold parts of what was and of what should be,\n  and new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE   (sockaccel export shows what is there now)",
-            self.place.instance
+            "an apply to instance {} was killed half-way: its tables hold parts of what was and of what should be,\n  and new connections stay on the stack\n  To finish it:  {}   ({} shows what is there now)",
+            self.place.instance,
+            self.command("apply -f FILE"),
+            self.command("export")
         )))
     }
 
-    pub(super) fn check_layout(&self) -> Result<()> {
+    fn check_layout(&self) -> Result<()> {
         let config = self.config()?;
         if config.layout == LAYOUT {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it (sockaccel disable), then enable it with this one",
-            self.place.instance, config.layout
+            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it ({}), then enable it with this one",
+            self.place.instance,
+            config.layout,
+            self.command("disable")
         )))
     }
 }
@@ -436,9 +451,7 @@ impl Instance {
 fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) -> Result<()> {
     fs::create_dir(dir).map_err(|e| on("create", dir)(e).hint(BPFFS_HINT))?;
     let mut storage = MaybeUninit::uninit();
-    let mut open = skel::SockaccelSkelBuilder::default()
-        .open(&mut storage)
-        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    let mut open = open_programs(&mut storage)?;
     if let Some(max) = settings.max_sockets {
         for map in [&mut open.maps.sa_sockhash, &mut open.maps.sa_conns] {
             map.set_max_entries(max)
@@ -451,22 +464,8 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
         .load()
         .map_err(|e| Error::bpf("load", "the BPF programs into the kernel", &e))?;
 
-    for mut map in skeleton.object_mut().maps_mut() {
-        let name = map.name().to_string_lossy().into_owned();
-        if name.starts_with("sa_") {
-            map.pin(dir.join(&name))
-                .map_err(|e| Error::bpf("pin map", name, &e))?;
-        }
-    }
-    for mut program in skeleton.object_mut().progs_mut() {
-        let name = program.name().to_string_lossy().into_owned();
-        if !program.autoload() {
-            continue;
-        }
-        program
-            .pin(dir.join(&name))
-            .map_err(|e| Error::bpf("pin program", name, &e))?;
-    }
+    pin_maps(skeleton.object_mut(), dir)?;
+    pin_programs(skeleton.object_mut(), dir)?;
     let mut config = Config {
         layout: LAYOUT,
         budget_messages: 64,
@@ -485,6 +484,50 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
     attach_skmsg(dir)?;
     attach_observer(&mut skeleton, observer, dir)?;
     attach_all(dir, cgroups)
+}
+
+/// The programs that this binary brings, not loaded yet.
+pub(super) fn open_programs(
+    storage: &mut MaybeUninit<OpenObject>,
+) -> Result<skel::OpenSockaccelSkel<'_>> {
+    skel::SockaccelSkelBuilder::default()
+        .open(storage)
+        .map_err(|e| Error::bpf("open", "the BPF programs", &e))
+}
+
+/// Lets the programs use the maps that are pinned in `dir`.
+pub(super) fn reuse_maps(object: &mut OpenObject, dir: &Path) -> Result<()> {
+    for mut map in object.maps_mut() {
+        let pin = dir.join(map.name());
+        if pin.exists() {
+            map.reuse_pinned_map(&pin)
+                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Pins the maps that `dir` lacks.
+pub(super) fn pin_maps(object: &mut Object, dir: &Path) -> Result<()> {
+    for mut map in object.maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if name.starts_with("sa_") && !dir.join(&name).exists() {
+            map.pin(dir.join(&name))
+                .map_err(|e| Error::bpf("pin map", name, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Pins the programs that were loaded.
+pub(super) fn pin_programs(object: &mut Object, dir: &Path) -> Result<()> {
+    for mut program in object.progs_mut().filter(|program| program.autoload()) {
+        let name = program.name().to_string_lossy().into_owned();
+        program
+            .pin(dir.join(&name))
+            .map_err(|e| Error::bpf("pin program", name, &e))?;
+    }
+    Ok(())
 }
 
 /// Of the two forms of the observer only this one is loaded.
@@ -664,9 +707,7 @@ pub(super) fn open_pin(path: &Path) -> Result<std::os::fd::OwnedFd> {
 }
 
 pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
-    let path = dir.join(name);
-    MapHandle::from_pinned_path(&path)
-        .map_err(|e| Error::bpf("open map", path.display().to_string(), &e).hint(MISSING_HINT))
+    maps::open(dir, name).map_err(|e| e.hint(MISSING_HINT))
 }
 
 fn read_config(dir: &Path) -> Result<Config> {

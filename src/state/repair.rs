@@ -3,29 +3,28 @@
 //! The programs that are still pinned hold all maps; so what matters, the tables
 //! and the sockets in them, is there as long as one of them is.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
-use libbpf_rs::OpenObject;
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::OpenSkel;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::instance::{
-    Attached, CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, skel,
+    CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, open_programs,
 };
 use super::observer::Observer;
 use super::upgrade::set_verdict;
-use crate::error::{Error, Result, on};
+use crate::error::{Result, on};
 use crate::sys::bpf::{self, AttachType};
 
 impl Instance {
     /// Makes the instance whole again, as far as that is possible.
     pub(super) fn repair(&self) -> Result<Change> {
         let dir = self.dir();
-        let mut change = self.pin_maps()?;
-        let mut names = names(|object| object.progs().map(|p| p.name().to_owned()).collect())?;
+        let (maps, mut names) = names()?;
+        let mut change = self.pin_maps_again(maps)?;
         // One of two.
         names.retain(|name| !name.starts_with("sa_splice"));
         names.push("link-splice".to_owned());
@@ -46,8 +45,8 @@ impl Instance {
                 change = Change::Done;
             }
         }
-        for attached in self.attached()? {
-            if self.repair_cgroup(&attached)? == Change::Done {
+        for id in self.cgroups()? {
+            if self.repair_cgroup(id)? == Change::Done {
                 change = Change::Done;
             }
         }
@@ -57,18 +56,21 @@ impl Instance {
         Ok(change)
     }
 
-    fn repair_cgroup(&self, attached: &Attached) -> Result<Change> {
+    fn repair_cgroup(&self, id: u64) -> Result<Change> {
         let dir = self.dir();
-        let pins = cgroup_dir(&dir, attached.id);
+        let pins = cgroup_dir(&dir, id);
         let missing: Vec<(&str, AttachType)> = CGROUP_PROGRAMS
             .into_iter()
             .filter(|(name, _)| !pins.join(name).exists())
             .collect();
+        if missing.is_empty() {
+            return Ok(Change::Nothing);
+        }
         // A cgroup that is gone has nothing to attach to.
-        let Some(path) = attached.path.as_ref().filter(|_| !missing.is_empty()) else {
+        let Some(path) = cgroup::path_of(id) else {
             return Ok(Change::Nothing);
         };
-        let cgroup = Cgroup::open(path)?;
+        let cgroup = Cgroup::open(&path)?;
         for (name, kind) in missing {
             attach_one(&dir, &cgroup, &pins, name, kind)?;
         }
@@ -76,9 +78,8 @@ impl Instance {
     }
 
     /// The maps that its programs use, under their names.
-    fn pin_maps(&self) -> Result<Change> {
+    fn pin_maps_again(&self, mut missing: Vec<String>) -> Result<Change> {
         let dir = self.dir();
-        let mut missing = names(|object| object.maps().map(|m| m.name().to_owned()).collect())?;
         missing.retain(|name| name.starts_with("sa_") && !dir.join(name).exists());
         if missing.is_empty() {
             return Ok(Change::Nothing);
@@ -100,14 +101,14 @@ impl Instance {
     }
 }
 
-/// Names in the object that this binary brings.
-fn names(which: impl Fn(&OpenObject) -> Vec<OsString>) -> Result<Vec<String>> {
+/// Names of the maps and of the programs that this binary brings.
+fn names() -> Result<(Vec<String>, Vec<String>)> {
     let mut storage = MaybeUninit::uninit();
-    let open = skel::SockaccelSkelBuilder::default()
-        .open(&mut storage)
-        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
-    Ok(which(open.open_object())
-        .into_iter()
-        .map(|name| name.to_string_lossy().into_owned())
-        .collect())
+    let open = open_programs(&mut storage)?;
+    let object = open.open_object();
+    let text = |name: &OsStr| name.to_string_lossy().into_owned();
+    Ok((
+        object.maps().map(|map| text(map.name())).collect(),
+        object.progs().map(|program| text(program.name())).collect(),
+    ))
 }

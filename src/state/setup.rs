@@ -209,8 +209,7 @@ impl Instance {
 
     /// Whether the last command that changed it came to its end.
     pub fn is_settled(&self) -> Result<bool> {
-        let config = self.config()?;
-        Ok(config.enabled != 0 && config.changing.is_multiple_of(2))
+        Ok(self.config()?.enabled != 0 && self.is_whole()?)
     }
 
     /// Makes the instance what `to` says, building it where there is none. These
@@ -223,33 +222,32 @@ impl Instance {
             return Ok(Difference::between(None, Some(to)));
         }
         let instance = Self::locked(place, lock);
-        if let Err(Error::Refused(why)) = instance.check_layout() {
-            return Err(Error::Refused(why));
-        }
-        instance.repair()?;
-        instance.check_layout()?;
-        let from = instance.setup()?;
+        instance.make_whole()?;
+        let (from, whole) = (instance.setup()?, instance.is_whole()?);
         if from == *to && instance.is_settled()? {
             return Ok(Difference::default());
         }
         if from.max_sockets != to.max_sockets {
             return Err(Error::Failed(format!(
                 "instance {0} holds {1} sockets at most, and that cannot change while it is enabled\n  \
-                 To keep it:  max_sockets = {1}\n  To change it:  sockaccel disable, then apply again",
-                place.instance, from.max_sockets.0
+                 To keep it:  max_sockets = {1}\n  To change it:  {2}, then apply again",
+                place.instance,
+                from.max_sockets.0,
+                place.command("disable")
             )));
         }
-        if let Err(error) = instance.go(&from, to, cgroups) {
-            return Err(instance.go_back(&from, error));
-        }
+        instance
+            .go(&from, to, true, cgroups)
+            .map_err(|error| instance.go_back(&from, whole, error))?;
         Ok(Difference::between(Some(&from), Some(to)))
     }
 
     /// From one setup to another in an order in which no connection is judged by
     /// parts of both: first only what both admit, then the tables behind their
     /// sequence count (see `sa_ask_tables()` of src/bpf/direction.h), then all
-    /// that the new one admits.
-    fn go(&self, from: &Setup, to: &Setup, cgroups: &[Cgroup]) -> Result<()> {
+    /// that the new one admits. Where the new one is not `whole`, parts of what an
+    /// apply was killed over, the count stays odd.
+    fn go(&self, from: &Setup, to: &Setup, whole: bool, cgroups: &[Cgroup]) -> Result<()> {
         let both = from.filters.both(&to.filters);
         if from.filters != to.filters {
             self.step(&from.filters, &both)?;
@@ -274,7 +272,7 @@ impl Instance {
         self.change_config(|config| config.scope = to.scope.raw())?;
         fence(Ordering::SeqCst);
         self.change_config(|config| {
-            config.changing = (config.changing | 1).wrapping_add(1);
+            config.changing = (config.changing | 1).wrapping_add(u32::from(whole));
             config.generation = config.generation.wrapping_add(1);
         })?;
 
@@ -291,20 +289,21 @@ impl Instance {
     }
 
     /// After a failure: to what was. What cannot be undone is said.
-    fn go_back(&self, to: &Setup, failure: Error) -> Error {
+    pub(super) fn go_back(&self, to: &Setup, whole: bool, failure: Error) -> Error {
         let paths = to.cgroups.values().flatten();
         let undone = self.setup().and_then(|now| {
             let cgroups = paths
                 .map(|path| Cgroup::open(path))
                 .collect::<Result<Vec<_>>>()?;
-            self.go(&now, to, &cgroups)
+            self.go(&now, to, whole, &cgroups)
         });
         match undone {
             Ok(()) => failure,
             Err(second) => Error::Failed(format!(
                 "{failure}\n  What was before could not be restored either: {second}\n  \
                  The instance holds parts of both, which is safe: in doubt connections stay on the stack.\n  \
-                 When the cause is gone:  sockaccel apply -f FILE, or sockaccel disable"
+                 When the cause is gone:  the same command again, or {}",
+                self.command("disable")
             )),
         }
     }

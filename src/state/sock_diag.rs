@@ -11,11 +11,12 @@ use nix::sys::socket::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::words::IPPROTO_TCP;
+
 /// include/uapi/linux/netlink.h, `sock_diag.h`, `inet_diag.h`
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const INET_DIAG_CGROUP_ID: u16 = 21;
-const IPPROTO_TCP: u8 = 6;
 /// Attributes of a reply begin behind `struct inet_diag_msg`.
 const REPLY_HEADERS: usize = 16 + 72;
 

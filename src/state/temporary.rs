@@ -196,11 +196,7 @@ fn disable_on(place: &Place, cgroup: u64) -> Result<()> {
         Err(Error::NotEnabled { .. }) => return Ok(()),
         instance => instance?,
     };
-    if instance
-        .attached()?
-        .iter()
-        .any(|attached| attached.id == cgroup)
-    {
+    if instance.cgroups()?.contains(&cgroup) {
         drop(instance);
         disable(place)?;
     }
@@ -250,10 +246,8 @@ fn make_below(parent: &Path, instance: &str) -> Result<(Cgroup, Flock<File>)> {
 
 /// Removes the cgroup and those that its processes made in it, if all are empty.
 fn remove_empty(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_empty(&entry.path())?;
-        }
+    for child in cgroup::children(dir) {
+        remove_empty(&child)?;
     }
     fs::remove_dir(dir)
 }

@@ -7,17 +7,17 @@
 
 use std::fs;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel};
 use libbpf_rs::{MapCore, MapFlags};
 
 use super::dir::{Place, remove_tree};
 use super::drain::{draining_dir, run_program};
 use super::instance::{
     CGROUP_PROGRAMS, Change, Instance, attach_observer, attach_skmsg, cgroup_dir, load_observer,
-    open_map, open_pin, skel,
+    open_map, open_pin, open_programs, pin_maps, pin_programs, reuse_maps,
 };
 use super::observer::Observer;
 use crate::error::{Error, Result, on};
@@ -45,10 +45,14 @@ impl Instance {
     pub(super) fn replace_programs(&self) -> Result<()> {
         let dir = self.dir();
         let fresh = dir.join("_programs");
-        self.change_config(|config| config.build = 0)?;
-        remove_tree(&fresh)?;
+        // Where there is none, the new programs would bring an empty one.
+        self.config()?;
         fs::create_dir(&fresh).map_err(on("create", &fresh))?;
-        load(&dir, &fresh)?;
+        if let Err(error) = load(&dir, &fresh) {
+            let _ = remove_tree(&fresh);
+            return Err(error);
+        }
+        self.change_config(|config| config.build = 0)?;
         for entry in fs::read_dir(&fresh).map_err(on("read directory", &fresh))? {
             let pin = entry.map_err(on("read directory", &fresh))?.path();
             let Some(name) = pin.file_name() else {
@@ -59,8 +63,8 @@ impl Instance {
         remove_tree(&fresh)?;
         set_verdict(&dir)?;
         self.relink_skmsg()?;
-        for attached in self.attached()? {
-            relink(&dir, &cgroup_dir(&dir, attached.id))?;
+        for id in self.cgroups()? {
+            relink(&dir, &cgroup_dir(&dir, id))?;
         }
         for id in self.draining()? {
             relink(&dir, &draining_dir(self, id))?;
@@ -85,45 +89,23 @@ impl Instance {
 /// observer below `fresh`. A map that `dir` lacks is pinned there.
 fn load(dir: &Path, fresh: &Path) -> Result<()> {
     let mut storage = MaybeUninit::uninit();
-    let mut open = skel::SockaccelSkelBuilder::default()
-        .open(&mut storage)
-        .map_err(|e| Error::bpf("open", "the BPF programs", &e))?;
+    let mut open = open_programs(&mut storage)?;
     let observer = Observer::of(dir).unwrap_or_else(Observer::choose);
     load_observer(&mut open, observer);
-    for mut map in open.open_object_mut().maps_mut() {
-        let pin = dir.join(map.name());
-        if pin.exists() {
-            map.reuse_pinned_map(&pin)
-                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
-        }
-    }
+    reuse_maps(open.open_object_mut(), dir)?;
     let mut skeleton = open.load().map_err(|e| {
         Error::bpf("load", "the BPF programs over the maps there are", &e)
             .hint("The instance goes on as it was. To change over:  sockaccel disable, then enable")
     })?;
-    for mut map in skeleton.object_mut().maps_mut() {
-        let name = map.name().to_string_lossy().into_owned();
-        if name.starts_with("sa_") && !dir.join(&name).exists() {
-            map.pin(dir.join(&name))
-                .map_err(|e| Error::bpf("pin map", name, &e))?;
-        }
-    }
-    for mut program in skeleton.object_mut().progs_mut() {
-        if !program.autoload() {
-            continue;
-        }
-        let name = program.name().to_string_lossy().into_owned();
-        program
-            .pin(fresh.join(&name))
-            .map_err(|e| Error::bpf("pin program", name, &e))?;
-    }
+    pin_maps(skeleton.object_mut(), dir)?;
+    pin_programs(skeleton.object_mut(), fresh)?;
     attach_observer(&mut skeleton, observer, fresh)
 }
 
 /// From here on every enrolled socket runs the `sa_verdict` that is pinned.
 pub(super) fn set_verdict(dir: &Path) -> Result<()> {
     let program = open_pin(&dir.join("sa_verdict"))?;
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&program);
+    let fd = program.as_raw_fd();
     open_map(dir, "sa_programs")?
         .update(&0_u32.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
         .map_err(|e| Error::bpf("write to map", "sa_programs", &e))

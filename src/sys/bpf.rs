@@ -4,10 +4,11 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use libbpf_rs::{MapCore, MapHandle};
 use nix::libc;
 
 /// Where a program is attached.
@@ -52,7 +53,8 @@ fn check(ret: i32) -> io::Result<i32> {
     }
 }
 
-fn owned(ret: i32) -> io::Result<OwnedFd> {
+/// The descriptor that a call of libbpf returned, or its error.
+pub(super) fn owned(ret: i32) -> io::Result<OwnedFd> {
     let fd = check(ret)?;
     // SAFETY: the call just returned this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -254,23 +256,59 @@ fn start_iterator(
     Ok(File::from(iterator))
 }
 
-/// `BPF_MAP_GET_NEXT_KEY`: the key after this one, or the first. Unlike the
-/// iterators of libbpf-rs it tells an error from the end.
-pub fn next_key(
-    map: BorrowedFd<'_>,
-    key: Option<&[u8]>,
-    size: usize,
-) -> io::Result<Option<Vec<u8>>> {
-    let mut next = vec![0_u8; size];
-    let from = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
-    // SAFETY: the caller's key and `next` both have the map's key size.
-    let ret = unsafe {
-        libbpf_sys::bpf_map_get_next_key(map.as_raw_fd(), from.cast(), next.as_mut_ptr().cast())
-    };
-    match check(ret) {
-        Ok(_) => Ok(Some(next)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+/// `BPF_MAP_LOOKUP_BATCH`: keys and values of all entries, end to end, some at a
+/// time. The iterator of libbpf-rs takes an error for the end, and so it does a
+/// short batch, which a hash gives where its next bucket has no room in one.
+///
+/// Buckets are read whole, so no entry of a hash is twice, whatever is added or
+/// deleted meanwhile.
+pub fn for_each_batch(map: &MapHandle, mut take: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let (key, value) = (map.key_size() as usize, map.value_size() as usize);
+    let mut room = map.max_entries().min(4096);
+    // A key, or the 32-bit number of a bucket.
+    let (mut at, mut next) = (vec![0; key.max(4)], vec![0; key.max(4)]);
+    let mut begun = false;
+    loop {
+        let mut keys = vec![0; room as usize * key];
+        let mut values = vec![0; room as usize * value];
+        let mut count = room;
+        let from = if begun {
+            at.as_mut_ptr()
+        } else {
+            std::ptr::null_mut()
+        };
+        // SAFETY: both buffers have room for `count` keys and values of the map's
+        // sizes, and both positions for whatever kind the map has.
+        let ret = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                map.as_fd().as_raw_fd(),
+                from.cast(),
+                next.as_mut_ptr().cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &raw mut count,
+                std::ptr::null(),
+            )
+        };
+        let last = match check(ret) {
+            Ok(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            // Not even one bucket has room.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        take(
+            &keys[..count as usize * key],
+            &values[..count as usize * value],
+        );
+        if last {
+            return Ok(());
+        }
+        std::mem::swap(&mut at, &mut next);
+        begun = true;
     }
 }
 

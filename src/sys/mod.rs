@@ -6,5 +6,6 @@ pub mod child;
 pub mod pidfd;
 pub mod probe;
 pub mod signal;
+pub mod skel;
 pub mod tcp;
 pub mod textbook;

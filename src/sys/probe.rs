@@ -6,7 +6,6 @@ use std::io;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::ptr;
 
@@ -17,6 +16,8 @@ use nix::sys::socket::AddressFamily;
 use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
 use nix::sys::socket::socket;
+
+use super::bpf::owned;
 
 mod ioctl {
     use nix::libc;
@@ -137,13 +138,4 @@ fn load_tracing(function: u32, attach_type: libbpf_sys::bpf_attach_type) -> io::
             &raw mut options,
         )
     })
-}
-
-/// The descriptor that a call of libbpf returned, or its error.
-fn owned(fd: i32) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::from_raw_os_error(-fd));
-    }
-    // SAFETY: the call returned this descriptor to us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,8 +1,9 @@
 //! Names of processes, and whose socket an inode is.
 
 use std::collections::HashMap;
-use std::fs;
 use std::time::{Duration, Instant};
+
+use crate::state::process;
 
 /// After this long a pid may be somebody else's.
 const FRESH: Duration = Duration::from_secs(10);
@@ -11,7 +12,7 @@ const FRESH: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Processes {
     commands: HashMap<u32, (String, Instant)>,
-    owners: HashMap<u32, u32>,
+    owners: HashMap<u64, u32>,
     searched: Option<Instant>,
 }
 
@@ -35,6 +36,7 @@ impl Processes {
     /// if this process may see it. All processes are searched, at most once in a
     /// while.
     pub fn owner(&mut self, inode: u32) -> Option<u32> {
+        let inode = u64::from(inode);
         let stale = self.searched.is_none_or(|at| at.elapsed() > FRESH);
         if inode != 0 && stale && !self.owners.contains_key(&inode) {
             self.owners = owners();
@@ -45,38 +47,25 @@ impl Processes {
 }
 
 fn command(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(
-        |_| "?".to_owned(),
-        // Anything can be in a name, but not on a screen.
-        |name| {
-            let printable = |c: char| if c.is_control() { '?' } else { c };
-            name.trim_end().chars().map(printable).collect()
-        },
+    // Anything can be in a name, but not on a screen.
+    let printable = |c: char| if c.is_control() { '?' } else { c };
+    process::name(pid).map_or_else(
+        || "?".to_owned(),
+        |name| name.chars().map(printable).collect(),
     )
 }
 
-fn owners() -> HashMap<u32, u32> {
+fn owners() -> HashMap<u64, u32> {
     let mut owners = HashMap::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let files = fs::read_dir(process.path().join("fd"));
-        for file in files.into_iter().flatten().flatten() {
-            let inode = fs::read_link(file.path()).ok().and_then(|to| {
-                let inode = to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-                inode.parse().ok()
-            });
-            if let Some(inode) = inode {
-                owners.entry(inode).or_insert(pid);
-            }
-        }
+    for socket in process::sockets_of(process::all()) {
+        owners.entry(socket.inode).or_insert(socket.pid);
     }
     owners
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::net::TcpListener;
     use std::os::linux::fs::MetadataExt;
 

@@ -6,11 +6,11 @@ use std::io::Write as _;
 
 use nix::poll::PollFlags;
 
+use super::super::wait::events;
 use super::Check;
 use super::Verdict;
 use super::check;
 use super::link::Link;
-use super::link::events;
 
 /// More than TCP's buffers hold, and far less than a queue without bounds.
 const LIMIT: usize = 64 << 20;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use nix::libc;
 use nix::poll::PollFlags;
 
+use super::super::wait::events;
 use super::Check;
 use super::Verdict;
 use super::check;
 use super::link::Link;
-use super::link::events;
 
 /// The receiver's socket stays open.
 pub const BEFORE_CLOSE: Check = Check {

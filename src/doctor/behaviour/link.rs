@@ -12,7 +12,6 @@ use std::net::Shutdown;
 use std::net::SocketAddrV4;
 use std::net::TcpListener;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -22,10 +21,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::PollFd;
 use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
 use nix::sys::socket;
 use nix::sys::socket::AddressFamily;
 use nix::sys::socket::Backlog;
@@ -36,11 +32,11 @@ use nix::sys::socket::SockaddrIn;
 use nix::sys::socket::sockopt;
 use nix::unistd::Pid;
 
+use super::super::wait::PATIENCE;
+use super::super::wait::events;
+use super::super::wait::wait_for;
 use super::Programs;
 use crate::sys;
-
-/// No step takes long on an idle loopback.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection under test.
 #[derive(Debug)]
@@ -76,12 +72,12 @@ impl Link {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
-        must(&listener, PollFlags::POLLIN)?;
+        wait_for(&listener, PollFlags::POLLIN)?;
         let b = match programs {
             Programs::EventLoops => TcpStream::from(sys::tcp::accept_nonblocking(&listener)?),
             Programs::Blocking => listener.accept()?.0,
         };
-        must(&a, PollFlags::POLLOUT)?;
+        wait_for(&a, PollFlags::POLLOUT)?;
         for end in [&a, &b] {
             end.set_nodelay(true)?;
         }
@@ -189,23 +185,6 @@ pub fn received(socket: &TcpStream, programs: Programs, len: usize, flags: MsgFl
     }
 }
 
-/// What poll(2) says within so many milliseconds.
-pub fn events(fd: impl AsFd, wanted: PollFlags, milliseconds: u16) -> PollFlags {
-    let end = Instant::now() + Duration::from_millis(milliseconds.into());
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(fd.as_fd(), wanted)];
-        match poll(
-            &mut fds,
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
-        ) {
-            Err(Errno::EINTR) => {}
-            Ok(n) if n > 0 => return fds[0].revents().unwrap_or(PollFlags::empty()),
-            _ => return PollFlags::empty(),
-        }
-    }
-}
-
 /// Waits until a thread of this process is in one of these system calls.
 ///
 /// # Errors
@@ -227,14 +206,6 @@ pub fn until_in(thread: Pid, calls: &[libc::c_long]) -> io::Result<()> {
     }
 }
 
-fn must(fd: impl AsFd, wanted: PollFlags) -> io::Result<()> {
-    let limit = u16::try_from(PATIENCE.as_millis()).unwrap_or(u16::MAX);
-    if events(fd, wanted, limit).is_empty() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    Ok(())
-}
-
 fn tcp_socket(programs: Programs) -> nix::Result<OwnedFd> {
     let mut flags = SockFlag::SOCK_CLOEXEC;
     flags.set(SockFlag::SOCK_NONBLOCK, programs == Programs::EventLoops);
@@ -251,7 +222,7 @@ fn one_way(mut from: &TcpStream, mut to: &TcpStream) -> io::Result<bool> {
     let mut got = [0; MESSAGE.len()];
     let mut filled = 0;
     while filled < got.len() {
-        must(to, PollFlags::POLLIN)?;
+        wait_for(to, PollFlags::POLLIN)?;
         match to.read(&mut got[filled..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => filled += n,

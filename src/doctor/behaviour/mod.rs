@@ -190,8 +190,7 @@ fn ask(guard: &Guard, arena: &Arena, check: &Check, allowed: &[Risk]) -> Result<
             Ok(check.topic.finding(check.if_not, format!("hangs: {stop}")))
         }
         Err(Stop::Hung(_)) => Ok(check.topic.finding(Verdict::NotChecked, "no time was left")),
-        Err(stop @ Stop::Interrupted(_)) => Err(stop),
-        Err(stop) => Ok(check.topic.finding(Verdict::NotChecked, stop.to_string())),
+        Err(stop) => Ok(check.topic.finding(Verdict::NotChecked, stop.reason()?)),
     }
 }
 

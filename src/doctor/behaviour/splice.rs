@@ -11,11 +11,11 @@ use nix::poll::PollFlags;
 use nix::unistd::pipe2;
 use nix::unistd::read;
 
+use super::super::wait::events;
 use super::Check;
 use super::Verdict;
 use super::check;
 use super::link::Link;
-use super::link::events;
 
 pub const CHECK: Check = Check {
     if_not: Verdict::Fails,

@@ -56,8 +56,7 @@ pub fn look(guard: &Guard) -> Result<Finding, Stop> {
         return match guard.run(command.args(["-c", "-d"]).arg(packed), LIMIT) {
             Ok(answer) if answer.status == Some(0) => Ok(judge(&answer.stdout, packed)),
             Ok(answer) => Ok(TOPIC.finding(Verdict::NotChecked, answer.stderr.trim())),
-            Err(stop @ Stop::Interrupted(_)) => Err(stop),
-            Err(stop) => Ok(TOPIC.finding(Verdict::NotChecked, stop.to_string())),
+            Err(stop) => Ok(TOPIC.finding(Verdict::NotChecked, stop.reason()?)),
         };
     }
     let release = uname().map(|names| names.release().to_string_lossy().into_owned());

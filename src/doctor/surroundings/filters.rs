@@ -53,11 +53,10 @@ pub fn netfilter(guard: &Guard) -> Result<Finding, Stop> {
     }
     let rules = match json(guard, Command::new("nft").args(["-j", "list", "ruleset"])) {
         Ok(value) => rules(&value),
-        Err(stop @ Stop::Interrupted(_)) => return Err(stop),
         Err(stop) if legacy.is_empty() => {
-            return Ok(NETFILTER.finding(Verdict::NotChecked, stop.to_string()));
+            return Ok(NETFILTER.finding(Verdict::NotChecked, stop.reason()?));
         }
-        Err(stop) => vec![format!("other rules not checked: {stop}")],
+        Err(stop) => vec![format!("other rules not checked: {}", stop.reason()?)],
     };
     let found = [rules, legacy].concat();
     Ok(if found.is_empty() {
@@ -95,8 +94,7 @@ fn rules(ruleset: &Value) -> Vec<String> {
 pub fn tc(guard: &Guard) -> Result<Finding, Stop> {
     let interfaces = match interfaces(guard) {
         Ok(interfaces) => interfaces,
-        Err(stop @ Stop::Interrupted(_)) => return Err(stop),
-        Err(stop) => return Ok(TC.finding(Verdict::NotChecked, stop.to_string())),
+        Err(stop) => return Ok(TC.finding(Verdict::NotChecked, stop.reason()?)),
     };
     let mut found = Vec::new();
     for (name, index) in interfaces.iter().take(INTERFACES) {
@@ -123,8 +121,7 @@ pub fn tc(guard: &Guard) -> Result<Finding, Stop> {
                         found.push(format!("on {name} {place}: {count}"));
                     }
                 }
-                Err(stop @ Stop::Interrupted(_)) => return Err(stop),
-                Err(stop) => return Ok(TC.finding(Verdict::NotChecked, stop.to_string())),
+                Err(stop) => return Ok(TC.finding(Verdict::NotChecked, stop.reason()?)),
             }
         }
     }
