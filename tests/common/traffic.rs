@@ -1,6 +1,7 @@
 //! Random full-duplex traffic over one connection, checked byte by byte.
 
 use std::net::TcpStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -60,6 +61,7 @@ pub struct Direction {
     sent: AtomicU64,
     messages: AtomicU64,
     received: AtomicU64,
+    ending: AtomicBool,
 }
 
 impl Direction {
@@ -71,7 +73,17 @@ impl Direction {
             sent: AtomicU64::new(0),
             messages: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
         }
+    }
+
+    /// Ends it with what has been sent.
+    pub fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     /// Writes so far.
@@ -107,7 +119,7 @@ impl<'a> Sender<'a> {
     fn step(&mut self, stream: &TcpStream, rng: &mut Rng) -> bool {
         let direction = self.direction;
         let sent = direction.sent.load(Ordering::Relaxed);
-        if sent == direction.plan.total {
+        if sent == direction.plan.total || direction.is_ending() {
             stream
                 .shutdown(std::net::Shutdown::Write)
                 .expect("shutdown");
@@ -173,7 +185,11 @@ impl<'a> Receiver<'a> {
         let room = rng.size(self.buffer.len());
         match std::io::Read::read(&mut &*stream, &mut self.buffer[..room]) {
             Ok(0) => {
-                assert_eq!(at, direction.plan.total, "{}: ended early", direction.name);
+                let total = match direction.is_ending() {
+                    true => direction.sent.load(Ordering::Relaxed),
+                    false => direction.plan.total,
+                };
+                assert_eq!(at, total, "{}: ended early", direction.name);
                 self.ended = true;
                 true
             }

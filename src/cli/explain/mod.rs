@@ -80,8 +80,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     if found.connections.is_empty() {
         return Err(absent(wanted));
     }
+    let config = instance.config()?;
+    let observed = instance.table::<u32, u32>("sa_observed")?.get(&0)?;
     let setting = Setting {
-        config: instance.config()?,
+        generation: (config.generation.wrapping_add(1)).wrapping_add(observed.unwrap_or_default()),
+        config,
         attached: instance.attached()?,
         instance: &instance,
     };

@@ -93,6 +93,8 @@ pub struct Seen<'a> {
 pub struct Setting<'a> {
     pub instance: &'a Instance,
     pub config: Config,
+    /// Of verdicts that are up to date: see `sa_verdict` of src/bpf.
+    pub generation: u32,
     pub attached: Vec<Attached>,
 }
 
@@ -439,14 +441,7 @@ impl Setting<'_> {
     }
 
     fn verdict(&self, verdict: u32, generation: u32, tier: u32) -> Rule {
-        // What is cached is newer than the tables when readers were marked since.
-        let behind = self
-            .config
-            .generation
-            .wrapping_add(1)
-            .wrapping_sub(generation)
-            .cast_signed()
-            > 0;
+        let behind = self.generation != generation;
         let why = outcome(WHYS, verdict);
         let said = if generation == 0 {
             "nothing was sent yet: the tables are asked at the first message".to_owned()
