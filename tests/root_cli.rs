@@ -80,7 +80,7 @@ impl World {
     }
 
     fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
-        ran(&mut self.command(args))
+        Ran::of(&mut self.command(args))
     }
 
     /// Words, as in a shell.
@@ -134,15 +134,6 @@ fn enable_words(cgroup: &Cgroup, words: &str) -> String {
         "enable --allow fionread --cgroup {} {words}",
         cgroup.path().display()
     )
-}
-
-fn ran(command: &mut Command) -> Ran {
-    let output = command.output().expect("run");
-    Ran {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
 }
 
 fn tree(dir: &Path) -> Vec<PathBuf> {
@@ -230,7 +221,7 @@ fn without_privileges_nothing_is_done_or_hidden() {
         let mut command = Command::new(&copy);
         let args: Vec<&str> = words.split_whitespace().collect();
         world.prepare(&mut command, &args);
-        ran(command.uid(65534).gid(65534))
+        Ran::of(command.uid(65534).gid(65534))
     };
     let enable = enable_words(&cgroup, "");
     let refused = as_nobody(&enable);
@@ -266,7 +257,7 @@ fn a_missing_bpffs_is_mounted_and_nothing_is_covered() {
     let cgroup = Cgroup::new("cli");
 
     let elsewhere = |dir: &str| {
-        ran(Command::new(BINARY)
+        Ran::of(Command::new(BINARY)
             .args(enable_words(&cgroup, "--bpffs").split_whitespace())
             .arg(dir))
     };
@@ -305,7 +296,7 @@ fn the_usual_bpffs_is_mounted_where_it_is_missing() {
          ! {BINARY} status 2>/dev/null",
         enable_words(&cgroup, "")
     );
-    let inside = ran(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
+    let inside = Ran::of(Command::new("unshare").args(["--mount", "sh", "-c", &script]));
     assert_eq!(inside.code, Some(0), "{}{}", inside.stdout, inside.stderr);
     assert_eq!(attached_to(cgroup.path()), NONE);
 }
@@ -571,13 +562,13 @@ fn usage_errors_are_2() {
         }
     }
     world.assert_empty("usage errors");
-    let unknown = ran(world
+    let unknown = Ran::of(world
         .command(&["status"])
         .env("SOCKACCEL_ALLOW", "everything"));
     assert_fails(&unknown, 4, "", "the variable is for enable only");
     let enable = in_cgroup("");
     let words: Vec<&str> = enable.split_whitespace().collect();
-    let unknown = ran(world.command(&words).env("SOCKACCEL_ALLOW", "everything"));
+    let unknown = Ran::of(world.command(&words).env("SOCKACCEL_ALLOW", "everything"));
     assert_fails(&unknown, 2, "SOCKACCEL_ALLOW", "an unknown risk in it");
 }
 
@@ -610,7 +601,7 @@ sockaccel: enable refused: on this kernel ({kernel}) FIONREAD reports 0 while da
     // The environment allows it, and the instance remembers.
     let words = format!("enable --cgroup {path}");
     let words: Vec<&str> = words.split(' ').collect();
-    ran(world.command(&words).env("SOCKACCEL_ALLOW", "fionread")).ok();
+    Ran::of(world.command(&words).env("SOCKACCEL_ALLOW", "fionread")).ok();
     world.run(&words).ok();
     assert_eq!(world.json("status")["allowed_risks"][0], "fionread");
 }

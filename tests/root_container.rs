@@ -215,19 +215,14 @@ fn inside_looking_for_cgroups() {
 #[test]
 fn in_a_user_namespace_it_is_refused() {
     let cgroup = Cgroup::new("userns");
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "--cgroup", "--net"])
-        .args(["--pid", "--fork", "--mount-proc"])
-        .arg(env!("CARGO_BIN_EXE_sockaccel"))
-        .args(["enable", "--allow", "fionread", "--cgroup"])
-        .arg(cgroup.path())
-        .output()
-        .expect("unshare(1)");
-    let ran = Ran {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    };
+    let ran = Ran::of(
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--cgroup", "--net"])
+            .args(["--pid", "--fork", "--mount-proc"])
+            .arg(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(["enable", "--allow", "fionread", "--cgroup"])
+            .arg(cgroup.path()),
+    );
     let texts = [
         "the kernel forbids this process to create a BPF map",
         "a user namespace",
