@@ -33,8 +33,8 @@ use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
+use common::pair::reconnect;
 use common::pattern::Pattern;
-use common::raw;
 use common::rng::Rng;
 use common::stream::drain;
 use common::stream::recv_all;
@@ -204,7 +204,6 @@ fn a_socket_connected_again_has_nothing_of_its_first_connection() {
 
     let options = Options::default();
     let listener = listen(&options);
-    raw::disconnect(&first.client).expect("connect to AF_UNSPEC");
     reconnect(&first.client, listener.local_addr().expect("getsockname"));
     let second = Pair {
         client: first.client,
@@ -229,7 +228,6 @@ fn a_socket_connected_again_hears_nothing_of_a_peer_that_goes_on() {
     let first = netns.enter(|| Pair::with(&fixed()));
     warm_up(&instance, &first);
     netns.run("nft", &["add table ip sat; add chain ip sat in { type filter hook input priority 0; }; add rule ip sat in tcp dport 7000 tcp flags & rst == rst drop"]);
-    raw::disconnect(&first.client).expect("connect to AF_UNSPEC");
     let options = Options {
         listen: local(7001),
         ..Options::default()
@@ -287,7 +285,6 @@ fn a_socket_connected_again_while_its_first_peer_sends() {
                 deadline.check("sending");
                 std::hint::spin_loop();
             }
-            raw::disconnect(&client).expect("connect to AF_UNSPEC");
             reconnect(&client, to);
             let pair = Pair {
                 server: accept(&listener, &options),
@@ -300,21 +297,6 @@ fn a_socket_connected_again_while_its_first_peer_sends() {
     }
     println!("{tag} times");
     assert_redirected(&before, &assert_balanced(&instance), 1000);
-}
-
-fn reconnect(client: &TcpStream, to: SocketAddr) {
-    let deadline = Deadline::seconds(10);
-    loop {
-        match socket::connect(client.as_raw_fd(), &SockaddrStorage::from(to)) {
-            Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => break,
-            // As long as a sender of the first connection is under way.
-            Err(nix::errno::Errno::EADDRNOTAVAIL) => deadline.check("connect again"),
-            Err(e) => panic!("connect {to}: {e}"),
-        }
-    }
-    Deadline::seconds(10).wait(client, PollFlags::POLLOUT, "connect");
-    let error = socket::getsockopt(client, sockopt::SocketError).expect("SO_ERROR");
-    assert_eq!(error, 0, "connect {to}");
 }
 
 #[test]
