@@ -257,9 +257,11 @@ fn a_missing_bpffs_is_mounted_and_nothing_is_covered() {
     let cgroup = Cgroup::new("cli");
 
     let elsewhere = |dir: &str| {
-        Ran::of(Command::new(BINARY)
-            .args(enable_words(&cgroup, "--bpffs").split_whitespace())
-            .arg(dir))
+        Ran::of(
+            Command::new(BINARY)
+                .args(enable_words(&cgroup, "--bpffs").split_whitespace())
+                .arg(dir),
+        )
     };
     for (dir, words) in [
         ("/no/such/dir", "cannot look at bpffs /no/such/dir"),
@@ -562,9 +564,11 @@ fn usage_errors_are_2() {
         }
     }
     world.assert_empty("usage errors");
-    let unknown = Ran::of(world
-        .command(&["status"])
-        .env("SOCKACCEL_ALLOW", "everything"));
+    let unknown = Ran::of(
+        world
+            .command(&["status"])
+            .env("SOCKACCEL_ALLOW", "everything"),
+    );
     assert_fails(&unknown, 4, "", "the variable is for enable only");
     let enable = in_cgroup("");
     let words: Vec<&str> = enable.split_whitespace().collect();

@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
-use std::time::Duration;
 
 use nix::mount::MntFlags;
 use nix::mount::umount2;
@@ -34,6 +33,7 @@ use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
+use common::process::Process;
 use common::warm::round_trip;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
@@ -374,26 +374,19 @@ fn signals_are_the_commands() {
         ] {
             // A core file would be written for SIGQUIT.
             let script = format!("ulimit -c 0; {action} echo ready; while :; do sleep 0.02; done");
-            let mut run = place
-                .run(&[])
-                .args(["env", DEFAULT, "sh", "-c", &script])
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("run");
-            let mut stdout = std::io::BufReader::new(run.stdout.take().expect("a pipe"));
+            let mut run = Process::start(
+                place
+                    .run(&[])
+                    .args(["env", DEFAULT, "sh", "-c", &script])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null()),
+            );
+            let mut stdout = std::io::BufReader::new(run.0.stdout.take().expect("a pipe"));
             let mut line = String::new();
             std::io::BufRead::read_line(&mut stdout, &mut line).expect("read");
             assert_eq!(line, "ready\n");
-            kill(Pid::from_raw(run.id().cast_signed()), signal).expect("kill");
-            let deadline = Deadline::seconds(60);
-            let status = loop {
-                if let Some(status) = run.try_wait().expect("wait") {
-                    break status;
-                }
-                deadline.check("the end");
-                std::thread::sleep(Duration::from_millis(10));
-            };
+            run.signal(signal);
+            let status = run.ended(Deadline::seconds(60));
             assert_eq!(status.code(), Some(expected), "{name}: {status:?}");
             place.assert_clean(name);
         }
@@ -482,7 +475,7 @@ fn processes_that_go_on_are_told_and_go_on_as_plain_tcp() {
     ]);
     let mut helper = Helper::start_under(command, "rounds");
     exchange(&mut helper);
-    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGTERM).expect("kill");
+    helper.signal(Signal::SIGTERM);
     assert_eq!(helper.wait(), 143);
     let summary = place.summary("s");
     let left: Vec<i32> = summary["left_processes"]
@@ -515,7 +508,7 @@ fn what_a_killed_run_leaves_goes_with_the_next() {
     let mut helper = warm_helper(&place, "s");
     let instances = place.instances();
     assert_eq!(instances.len(), 1);
-    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGKILL).expect("kill");
+    helper.signal(Signal::SIGKILL);
     assert_eq!(helper.wait(), -9);
     // Nobody is there to take it down, and nothing is broken.
     assert_eq!(place.instances(), instances);
@@ -543,7 +536,7 @@ fn what_a_killed_run_leaves_goes_with_the_next() {
     // By hand, without another run.
     let mut helper = warm_helper(&place, "t");
     let instances = place.instances();
-    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGKILL).expect("kill");
+    helper.signal(Signal::SIGKILL);
     helper.wait();
     let disabled = Command::new(BINARY)
         .args(["disable", "--instance", &instances[0], "--bpffs"])

@@ -19,6 +19,7 @@ pub mod pair;
 pub mod pattern;
 pub mod plain;
 pub mod privileges;
+pub mod process;
 pub mod raw;
 pub mod rng;
 pub mod stream;
