@@ -404,6 +404,9 @@ fn ten_thousand_connections() {
     }
     let stats = instance.stats();
     assert_eq!(stats.count("enrolled_now"), 2 * CONNECTIONS as u64);
+    // All of the third exchange, whatever the first two had to show.
+    let redirected = stats.redirected_messages();
+    assert!(redirected >= 2 * CONNECTIONS as u64, "{}", stats.0);
     assert_eq!(instance.dump("sockhash").len(), 2 * CONNECTIONS);
     assert_eq!(instance.dump("connections").len(), 2 * CONNECTIONS);
     let lines = instance.run(&["dump", "sockhash"]).ok().stdout;
