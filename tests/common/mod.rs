@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 pub mod books;
+pub mod bpffs;
 pub mod cgroup;
 pub mod deadline;
 pub mod forge;
