@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// Options of `bench`. Axes take lists; every combination is one cell.
 #[derive(Debug, Clone, Args)]
+// What each axis takes is in its first line.
+#[command(hide_possible_values = true)]
 #[command(after_help = "\
 Takes about a minute. Each combination of the values given is measured.
 
@@ -17,13 +19,7 @@ Example:  sockaccel bench --workload rr --size 64 --rounds 40
 Example:  sockaccel bench --matrix --max-time 30m --report bench.html")]
 pub struct Options {
     /// Of rr, stream, pipelined, crr, slow [default: rr,stream,crr]
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "WORKLOAD"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "WORKLOAD")]
     pub workload: Vec<Workload>,
     /// Bytes of each message [default: 64,16384]
     #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = bytes)]
@@ -32,44 +28,19 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub connections: Vec<u32>,
     /// Nagle's algorithm on, or off (default): `TCP_NODELAY`
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "WHICH"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "WHICH")]
     pub nagle: Vec<Nagle>,
     /// Where: loopback (default), netns, nat, host
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "PLACE"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "PLACE")]
     pub place: Vec<Place>,
     /// MTU of the links of netns and nat [default: 1500]
     #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
     pub mtu: Vec<u32>,
     /// Both programs on the same CPU (default), or across
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "WHICH"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "WHICH")]
     pub cores: Vec<Cores>,
     /// Besides tcp [default: sockaccel,textbook,unix]
-    #[arg(
-        hide_possible_values = true,
-        long,
-        alias = "modes",
-        value_enum,
-        value_delimiter = ',',
-        value_name = "MODE"
-    )]
+    #[arg(long, alias = "modes", value_delimiter = ',', value_name = "MODE")]
     pub mode: Vec<Mode>,
     /// Every value of what is not given
     #[arg(long, visible_alias = "all")]
@@ -81,7 +52,7 @@ pub struct Options {
     #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024))]
     pub depth: u32,
     /// How programs wait: epoll, spin
-    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Wait::Epoll, value_name = "HOW")]
+    #[arg(long, value_enum, default_value_t = Wait::Epoll, value_name = "HOW")]
     pub wait: Wait,
     /// Also with a peer outside the enabled cgroup
     #[arg(long)]
@@ -282,7 +253,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use clap::{Parser, ValueEnum as _};
@@ -295,7 +266,7 @@ mod tests {
         options: Options,
     }
 
-    fn parse(words: &str) -> Result<Options, clap::Error> {
+    pub fn parse(words: &str) -> Result<Options, clap::Error> {
         Line::try_parse_from(["bench"].into_iter().chain(words.split_whitespace()))
             .map(|line| line.options)
     }
