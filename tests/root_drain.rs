@@ -34,10 +34,8 @@ use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
 use nix::errno::Errno;
+use nix::libc;
 use serde_json::Value;
-
-const SOL_TCP: i32 = 6;
-const TCP_ULP: i32 = 31;
 
 /// Bytes that do not fit into the buffers of a connection.
 const TOTAL: usize = 32 << 20;
@@ -123,7 +121,7 @@ fn what_is_unread_is_waited_for_and_told() {
 
     // The guards are still there.
     assert_eq!(
-        raw::set_option(&pair.server, SOL_TCP, TCP_ULP, b"tls\0"),
+        raw::set_option(&pair.server, libc::SOL_TCP, libc::TCP_ULP, b"tls\0"),
         Err(Errno::EOPNOTSUPP)
     );
     // More of both kinds, while it waits.
