@@ -22,6 +22,7 @@ use common::instance::Ran;
 use common::instance::sockaccel;
 use common::pair::Pair;
 use common::privileges::sockaccel_with;
+use common::warm::round_trip;
 use common::warm::warm_up;
 
 /// What docs/containers.md says is enough where bpffs and tracefs are mounted.
@@ -150,6 +151,15 @@ fn inside_with_four_capabilities() {
         assert!(!Path::new(BPFFS).join("sockaccel").exists());
     }
     enable(Some(&ENOUGH), cgroup.path(), &[]).ok();
+    {
+        let _joined = cgroup.join();
+        let pair = Pair::new();
+        for _ in 0..10 {
+            round_trip(&pair);
+        }
+    }
+    let stats = sockaccel_with(&[], &["stats", "--json"]).ok().json();
+    assert!(stats["redirected_messages"].as_u64() > Some(10), "{stats}");
     sockaccel_with(&[], &["disable"]).ok();
 }
 
