@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("outcome.h"), outcome_header()?)?;
     // decide_test is for tests/root_decide.rs alone, which includes its skeleton.
-    for object in ["sockaccel", "textbook", "decide_test"] {
+    for object in ["sockaccel", "adopt", "textbook", "decide_test"] {
         let source = format!("src/bpf/{object}.bpf.c");
         if !Path::new(&source).exists() {
             continue;

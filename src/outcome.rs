@@ -23,6 +23,11 @@ pub fn name(outcomes: &[Outcome], index: u32) -> &'static str {
         .map_or("unknown", |outcome| outcome.name)
 }
 
+/// The value of that name in the maps.
+pub fn index(outcomes: &[Outcome], name: &str) -> Option<usize> {
+    outcomes.iter().position(|outcome| outcome.name == name)
+}
+
 const fn outcome(name: &'static str, text: &'static str, remedy: &'static str) -> Outcome {
     Outcome { name, text, remedy }
 }

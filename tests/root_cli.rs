@@ -1059,7 +1059,7 @@ fn an_instance_with_missing_pins_can_be_disabled() {
 const STEPS: &str = "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount";
 
 /// The steps after which something outside of the process is different.
-const CHANGES: [&str; 10] = [
+const CHANGES: [&str; 11] = [
     "mkdir",
     "rename",
     "unlink",
@@ -1070,6 +1070,8 @@ const CHANGES: [&str; 10] = [
     "bpf(BPF_MAP_DELETE_ELEM,",
     "bpf(BPF_LINK_",
     "bpf(BPF_PROG_ATTACH,",
+    // Reading what it gives runs a program that changes sockets.
+    "bpf(BPF_ITER_CREATE,",
 ];
 
 /// The nth call of one system call.
@@ -1323,6 +1325,52 @@ fn upgrade_killed_at_any_step_can_be_finished() {
             world.assert_enabled_once(&cgroup, 1, case);
             world.warm_up(&pair, case);
             world.warm_up(&Pair::new(), case);
+        },
+    );
+    drop(joined);
+}
+
+#[test]
+fn adopt_killed_at_any_step_can_be_run_again() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let joined = cgroup.join();
+    let pairs: Vec<Pair> = (0..3).map(|_| Pair::new()).collect();
+    kill_at_each_step(
+        &world,
+        "adopt",
+        || {
+            world.sh("disable").ok();
+            world.enable(&cgroup, "").ok();
+        },
+        |case, step| {
+            if step % 2 == 0 {
+                // Also when what was half done has given up.
+                for pair in &pairs {
+                    round_trip(pair);
+                }
+                let alone = || world.json("dump connections").as_array().map(Vec::len);
+                Deadline::seconds(10).until("none waits", || alone().is_none_or(|n| n % 2 == 0));
+            }
+            let told = world.json("adopt");
+            assert_eq!(
+                told["left"].as_array().map(Vec::len),
+                Some(0),
+                "{case}: {told}"
+            );
+            for pair in &pairs {
+                for _ in 0..4 {
+                    round_trip(pair);
+                }
+            }
+            world.assert_enabled_once(&cgroup, 0, case);
+            let stats = world.json("stats");
+            assert!(
+                stats["redirected_messages"].as_u64() > Some(6),
+                "{case}: {stats}"
+            );
+            assert_eq!(stats["seen"], 6, "{case}: {stats}");
+            assert_eq!(stats["ejected"], serde_json::json!({}), "{case}: {stats}");
         },
     );
     drop(joined);

@@ -23,7 +23,9 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 use sockaccel::maps::layout;
 use sockaccel::maps::layout::Addr;
+use sockaccel::maps::layout::Adoption;
 use sockaccel::maps::layout::Audience;
+use sockaccel::maps::layout::Candidate;
 use sockaccel::maps::layout::Cidr;
 use sockaccel::maps::layout::Config;
 use sockaccel::maps::layout::Conn;
@@ -1464,6 +1466,8 @@ fn layouts_are_the_same_on_both_sides() {
         ("sa_sock", in_mirror::<Sock>()),
         ("sa_dump", in_mirror::<Dump>()),
         ("sa_event", in_mirror::<Event>()),
+        ("sa_candidate", in_mirror::<Candidate>()),
+        ("sa_adoption", in_mirror::<Adoption>()),
         ("sa_audience", in_mirror::<Audience>()),
         ("sa_endpoint", in_mirror::<Endpoint>()),
         ("sa_cidr", in_mirror::<Cidr>()),

@@ -27,6 +27,7 @@ use sockaccel::cli::outputs::all;
 const RUNS: &[(&str, &str)] = &[
     ("enable", "--cgroup PATH --allow fionread"),
     ("upgrade", ""),
+    ("adopt", "--dry-run"),
     ("endpoint add", "10.0.0.7"),
     ("identity add", "10.1.0.0/16 7"),
     ("service add", "10.2.0.1:80"),

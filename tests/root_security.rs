@@ -180,6 +180,31 @@ fn each_command_needs_what_is_documented_and_no_more() {
     }
 }
 
+/// What `adopt` needs of [`ENABLE`], as docs/security.md says.
+const ADOPT: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_PERFMON];
+
+#[test]
+fn adopt_needs_what_is_documented_and_no_more() {
+    let bpffs = mounted();
+    let cgroup = Cgroup::new("least");
+    let row = format!("| `adopt` | {};", names(&ADOPT));
+    assert!(SECURITY.contains(&row), "no row {row}");
+    let joined = cgroup.join();
+    let _pair = Pair::new();
+    drop(joined);
+    let allow = "--allow fionread,known-bad-kernel";
+    let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
+    bpffs.sh(&enable).ok();
+    for missing in ADOPT {
+        let others: Vec<Capability> = ADOPT.into_iter().filter(|c| *c != missing).collect();
+        let ran = sockaccel_with(&others, &bpffs.args("adopt"));
+        assert_eq!(ran.code, Some(6), "without {missing}: {ran:?}");
+    }
+    let told = sockaccel_with(&ADOPT, &bpffs.args("adopt --json"));
+    let told = told.ok().json();
+    assert_eq!(told["adopted"].as_array().map(Vec::len), Some(1), "{told}");
+}
+
 #[test]
 fn doctor_tells_what_it_could_not_try() {
     let allow = ["--allow", "fionread,known-bad-kernel"];

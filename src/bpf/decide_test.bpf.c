@@ -18,6 +18,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* For their types alone: the tests compare the layouts of both sides. */
 struct sa_dump test_dump_layout;
 struct sa_event test_event_layout;
+struct sa_candidate test_candidate_layout;
+struct sa_adoption test_adoption_layout;
 
 #define case_of(type, skb)                                                             \
 	({                                                                             \

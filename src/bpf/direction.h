@@ -79,7 +79,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 			st->generation = generation - 1;
 			return;
 		}
-		sa_adopt_peer(st, peer);
+		sa_pair_with(st, peer);
 	}
 	if (me->cookie != st->cookie || peer->cookie != st->peer_cookie) {
 		st->verdict = SA_WHY_PEER_STATE;

@@ -54,12 +54,16 @@ static __always_inline bool sa_eject_pair(struct bpf_sock_ops *ops, struct sa_so
 }
 
 /* The peer, once both have met. */
-static __always_inline void sa_adopt_peer(struct sa_sock *st, const struct sa_side *peer)
+static __always_inline void sa_pair_with(struct sa_sock *st, const struct sa_side *peer)
 {
-	const struct sock___sa *psk = sa_cast(peer->sk, sock___sa);
+	const struct tcp_sock___sa *tp = sa_cast(peer->sk, tcp_sock___sa);
+	const struct sock___sa *psk = (const void *)tp;
 	const struct proto___sa *prot = sa_load(psk, __sk_common.skc_prot);
 	__u16 *ports = (void *)&st->peer_ports;
 
+	/* What it read before it was enrolled does not show how it reads now. */
+	if (st->adopted)
+		st->first_seq = sa_load(tp, copied_seq);
 	st->peer_sk = peer->sk;
 	st->peer_st = peer->st;
 	st->pressure = (__u64)sa_load(prot, memory_pressure);
@@ -105,12 +109,15 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	if (!st->peer_cookie) {
 		__u32 reason = sa_match(conn, sa_side(conn, st->side), other);
 
+		/* Its peer is next. If it does not come, the watch sees that. */
+		if (reason && st->adopted)
+			return;
 		/* The peer may be paired, and have redirected, already. */
 		if (reason && !sa_shut(conn))
 			return;
 		if (reason)
 			return sa_out(ops, st, reason);
-		sa_adopt_peer(st, other);
+		sa_pair_with(st, other);
 	}
 	if (conn->gate == SA_GATE_SHUT)
 		return sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);

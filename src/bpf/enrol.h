@@ -46,7 +46,8 @@ static __always_inline __u32 sa_unfit(const struct sa_config *conf, struct sa_so
 		return SA_REASON_FILTERED;
 	if (active && sa_on_stack_service(t, true))
 		return SA_REASON_SERVICE;
-	if (!active)
+	/* Not accepted yet. */
+	if (!active && sa_blocking(tp) == SA_READER_UNKNOWN)
 		return sa_listener_says(conf, st, listening);
 	if (!conf->without_observer && sa_process_splices(st->tgid, st->start_time))
 		return SA_REASON_SPLICING;
@@ -136,7 +137,7 @@ static __always_inline __u32 sa_meet_passive(struct sa_sock *st, const struct tc
 	if (!reason && peer->skipped)
 		reason = SA_REASON_PEER_NOT_ELIGIBLE;
 	if (!reason && !st->skipped) {
-		sa_adopt_peer(st, peer);
+		sa_pair_with(st, peer);
 		sa_watch(conn, st);
 	}
 	/* The reason found here is the peer's to see, too. */
@@ -223,6 +224,30 @@ static __always_inline __u32 sa_meet(const struct sa_config *conf, struct sa_soc
 	return reason ? reason : st->skipped;
 }
 
+/* The verdict on a socket, for the books and for its peer. */
+static __always_inline void sa_conclude(struct sa_sock *st, __u32 reason)
+{
+	struct sa_conn *conn;
+
+	st->skipped = reason;
+	if (!reason) {
+		st->enrolled = 1;
+		sa_add(enrolled, 1);
+		sa_event(st, SA_EVENT_ENROLLED, 0);
+		return;
+	}
+	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
+	sa_event(st, SA_EVENT_SKIPPED, reason);
+	if (!st->conn_id)
+		return;
+	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	if (conn)
+		sa_side(conn, st->side)->skipped = reason;
+	/* A passive socket that is not enrolled has nothing to wait for. */
+	if (st->role == SA_ROLE_PASSIVE)
+		sa_leave(st);
+}
+
 static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 role)
 {
 	struct sa_config *conf = sa_conf();
@@ -264,29 +289,12 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 					       BPF_SOCK_OPS_RTT_CB_FLAG);
-	st->skipped = reason;
-	if (!reason) {
-		st->enrolled = 1;
-		sa_add(enrolled, 1);
-		sa_event(st, SA_EVENT_ENROLLED, 0);
-		if (role == SA_ROLE_ACTIVE) {
-			struct sa_server_key key;
+	sa_conclude(st, reason);
+	if (!reason && role == SA_ROLE_ACTIVE) {
+		struct sa_server_key key;
 
-			sa_server_of(&st->tuple, st->netns_cookie, &key);
-			sa_charge(&key);
-		}
-		return;
-	}
-	sa_add_at(skipped, reason, SA_REASON_COUNT, 1);
-	sa_event(st, SA_EVENT_SKIPPED, reason);
-	if (st->conn_id) {
-		struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-
-		if (conn)
-			sa_side(conn, st->side)->skipped = reason;
-		/* A passive socket that is not enrolled has nothing to wait for. */
-		if (role == SA_ROLE_PASSIVE)
-			sa_leave(st);
+		sa_server_of(&st->tuple, st->netns_cookie, &key);
+		sa_charge(&key);
 	}
 }
 

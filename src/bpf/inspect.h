@@ -68,7 +68,7 @@ static __always_inline bool sa_alone(const struct sk_psock___sa *psock)
 	return sa_load(psock, refcnt.refs.counter) == 2;
 }
 
-/* tcp_enter_memory_pressure() sets the word that sa_adopt_peer() found. */
+/* tcp_enter_memory_pressure() sets the word that sa_pair_with() found. */
 static __always_inline bool sa_under_pressure(const struct sa_sock *st)
 {
 	return st->pressure && sa_word(st->pressure);

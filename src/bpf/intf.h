@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 3
+#define SA_LAYOUT 4
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -154,7 +154,7 @@ struct sa_sock {
 	__u32 drain; /* walk of sa_iter_drain that took it out of service, 0 none */
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */
-	__u32 pad;
+	__u32 adopted; /* its connection is older than the instance */
 	struct sa_tuple tuple;
 };
 _Static_assert(sizeof(struct sa_sock) == 304, "layout");
@@ -355,6 +355,27 @@ enum sa_waits {
 	SA_WAITS_PEER = 5, /* for the other end, which may still redirect to it */
 	SA_DROPPED = 6, /* not any more: it was taken out with what was unread */
 };
+
+/* One record of sa_adopt_scan: a socket that the instance has not enrolled. */
+struct sa_candidate {
+	__u64 cookie;
+	struct sa_tuple tuple;
+	__u32 sent; /* own ISN; that + 1 of a passive socket, see sa_sent_from() */
+	__u32 received; /* the peer's ISN + 1 */
+	__u32 judged; /* enum sa_reason why it was skipped or ejected, or 0 */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sa_candidate) == 64, "layout");
+
+/* Value of sa_adoptions: a socket whose peer was found. */
+struct sa_adoption {
+	struct sa_sock st; /* what its struct sa_sock will begin with */
+	__u32 owners; /* processes that have it open */
+	__u32 splicing; /* one of them was seen splicing */
+	__u32 reason; /* enum sa_reason why it stays as it is, or 0 */
+	__s32 error; /* of the kernel, when it was asked to call sa_sockops */
+};
+_Static_assert(sizeof(struct sa_adoption) == 320, "layout");
 
 /* One record of sa_events. */
 struct sa_event {

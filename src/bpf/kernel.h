@@ -181,6 +181,9 @@ struct tcp_sock___sa {
 	__u32 write_seq;
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
+	__u32 snd_una;
+	__u64 bytes_acked;
+	__u64 bytes_received;
 	__u8 repair : 1;
 	__u8 recvmsg_inq : 1;
 	__u8 syn_data : 1;

@@ -2,6 +2,7 @@
 //! verbs change what runs.
 
 pub(crate) mod addr;
+mod adopt;
 mod apply;
 mod assert;
 mod disable;
@@ -99,7 +100,9 @@ enum Command {
     Disable(disable::Args),
     /// Replace the programs that run by those of this version
     Upgrade(upgrade::Args),
-    /// Run a command, accelerate what it and its children do among themselves
+    /// Enrol connections that were there before enable
+    Adopt(adopt::Args),
+    /// Run a command, accelerate what its processes do among themselves
     Run(run::Args),
     /// Make an instance what a file says
     Apply(apply::Args),
@@ -260,6 +263,7 @@ impl Cli {
             Command::Run(args) => return run::run(&context, &args),
             Command::Enable(args) => enable::run(&context, &args),
             Command::Disable(args) => disable::run(&context, &args),
+            Command::Adopt(args) => adopt::run(&context, &args),
             Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Apply(args) => apply::run(&context, &args),
             Command::Export => apply::export(&context),

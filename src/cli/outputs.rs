@@ -7,8 +7,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
 use super::{
-    apply, assert, disable, dump, endpoint, entry, events, explain, identity, policy, run, service,
-    stats, status,
+    adopt, apply, assert, disable, dump, endpoint, entry, events, explain, identity, policy, run,
+    service, stats, status,
 };
 use crate::{bench, doctor, error, spec};
 
@@ -31,6 +31,7 @@ pub fn all() -> Vec<Json> {
         of::<entry::InstanceChanged>("enable"),
         of::<disable::Disabled>("disable"),
         of::<entry::InstanceChanged>("upgrade"),
+        of::<adopt::Report>("adopt"),
         of::<run::Told>("run"),
         of::<apply::Applied>("apply"),
         of::<spec::Spec>("export"),

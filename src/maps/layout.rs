@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(
@@ -153,7 +153,7 @@ pub struct Sock {
     pub drain: u32,
     pub cut: u32,
     pub straggler: u32,
-    pub pad: u32,
+    pub adopted: u32,
     pub tuple: Tuple,
 }
 
@@ -188,6 +188,31 @@ impl Dump {
             .copied()
             .filter(|name| !name.is_empty())
     }
+}
+
+/// `struct sa_candidate`: one record of the iterator `sa_adopt_scan`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Candidate {
+    pub cookie: u64,
+    pub tuple: Tuple,
+    pub sent: u32,
+    pub received: u32,
+    pub judged: u32,
+    pub pad: u32,
+}
+
+/// `struct sa_adoption`: a socket whose peer was found.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Adoption {
+    pub st: Sock,
+    pub owners: u32,
+    pub splicing: u32,
+    pub reason: u32,
+    pub error: i32,
 }
 
 /// `struct sa_event`: one record of the ring buffer `sa_events`.
@@ -364,6 +389,8 @@ values! {
     PATH_REDIRECT: u32 = 1;
     /// `SA_ROLE_ACTIVE`
     ROLE_ACTIVE: u32 = 1;
+    /// `SA_ROLE_PASSIVE`
+    ROLE_PASSIVE: u32 = 2;
     /// `SA_GATE_SHUT`
     GATE_SHUT: u32 = 4;
     /// Bits of `Cidr::family`, which a prefix always has in full.
@@ -407,6 +434,8 @@ const _: () = {
     assert!(size_of::<Sock>() == 304);
     assert!(size_of::<Dump>() == 336);
     assert!(size_of::<Event>() == 80);
+    assert!(size_of::<Candidate>() == 64);
+    assert!(size_of::<Adoption>() == 320);
     assert!(size_of::<Audience>() == 16);
     assert!(size_of::<Passed>() == 24);
     assert!(size_of::<Cidr>() == 24);

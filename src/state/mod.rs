@@ -1,5 +1,6 @@
 //! What an instance is in the kernel: pins in bpffs, links to cgroups, a lock.
 
+mod adopt;
 pub mod bpffs;
 pub mod cgroup;
 mod dir;
@@ -16,6 +17,7 @@ pub mod temporary;
 pub mod tracefs;
 mod upgrade;
 
+pub use adopt::{Adopted, adopt};
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use drain::{Drained, Patience, disable};
 pub use instance::{Attached, Change, Instance, Settings};

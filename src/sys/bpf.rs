@@ -216,14 +216,30 @@ pub fn maps_of(program: BorrowedFd<'_>) -> io::Result<Vec<(String, OwnedFd)>> {
 
 /// Starts an `iter/sockmap` program over a map; reading the file runs it.
 pub fn iterate_sockmap(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
-    // SAFETY: all-zero is a valid value of both plain C structs.
+    // SAFETY: all-zero is a valid value of this plain C union.
     let mut target: libbpf_sys::bpf_iter_link_info = unsafe { std::mem::zeroed() };
     target.map.map_fd = map.as_raw_fd().unsigned_abs();
-    // SAFETY: as above.
+    start_iterator(program, Some(&mut target))
+}
+
+/// Starts an iterator over what its program says: all TCP sockets of the calling
+/// thread's network namespace, all files of the processes of its pid namespace.
+/// Reading the file runs it.
+pub fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
+    start_iterator(program, None)
+}
+
+fn start_iterator(
+    program: BorrowedFd<'_>,
+    target: Option<&mut libbpf_sys::bpf_iter_link_info>,
+) -> io::Result<File> {
+    // SAFETY: all-zero is a valid value of this plain C struct.
     let mut options: libbpf_sys::bpf_link_create_opts = unsafe { std::mem::zeroed() };
     options.sz = size_of_val(&options) as u64;
-    options.iter_info = &raw mut target;
-    options.iter_info_len = u32::try_from(size_of_val(&target)).unwrap_or(u32::MAX);
+    if let Some(target) = target {
+        options.iter_info_len = u32::try_from(size_of_val(target)).unwrap_or(u32::MAX);
+        options.iter_info = target;
+    }
     // SAFETY: descriptors are open, options and target outlive the call.
     let link = owned(unsafe {
         libbpf_sys::bpf_link_create(

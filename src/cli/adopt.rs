@@ -1,0 +1,138 @@
+//! `adopt`
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::Context;
+use super::addr::{local, remote};
+use crate::error::Result;
+use crate::maps::layout::Candidate;
+use crate::outcome::Outcome;
+use crate::output::{say, table};
+use crate::state::{self, adopt};
+
+/// Options of `adopt`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+By the same rules as new connections. Each direction is accelerated once its receiver has read
+something from then on.
+
+Example:  sockaccel adopt --dry-run")]
+pub struct Args {
+    /// Change nothing, say what would be
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What `adopt` did.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Report {
+    /// False where `--dry-run` says what would be.
+    done: bool,
+    /// Connections that are enrolled now.
+    adopted: Vec<Connection>,
+    /// Sockets that stay on the stack.
+    left: Vec<Left>,
+}
+
+/// A connection, as its client sees it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Connection {
+    /// Address of the socket that connected.
+    client: SocketAddr,
+    /// Address that it connected to.
+    server: SocketAddr,
+    /// Cookie of the client's socket.
+    client_cookie: String,
+    /// Cookie of the server's socket.
+    server_cookie: String,
+}
+
+/// A socket, and why it was not adopted.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Left {
+    /// In the kernel, unique for the boot.
+    cookie: String,
+    /// Its own address.
+    local: SocketAddr,
+    /// Its peer's, as it sees it.
+    remote: SocketAddr,
+    /// A name of `skipped` in `stats`.
+    reason: &'static str,
+}
+
+impl From<&[Candidate; 2]> for Connection {
+    fn from([client, server]: &[Candidate; 2]) -> Self {
+        Self {
+            client: local(&client.tuple),
+            server: remote(&client.tuple),
+            client_cookie: client.cookie.to_string(),
+            server_cookie: server.cookie.to_string(),
+        }
+    }
+}
+
+impl From<&(Candidate, &'static Outcome)> for Left {
+    fn from((socket, reason): &(Candidate, &'static Outcome)) -> Self {
+        Self {
+            cookie: socket.cookie.to_string(),
+            local: local(&socket.tuple),
+            remote: remote(&socket.tuple),
+            reason: reason.name,
+        }
+    }
+}
+
+/// Runs `adopt`.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let found = adopt(&context.place, args.dry_run)?;
+    if !context.output.json {
+        say(sentence(found.connections.len(), args.dry_run));
+    }
+    let report = Report {
+        done: !args.dry_run,
+        adopted: found.connections.iter().map(Connection::from).collect(),
+        left: found.left.iter().map(Left::from).collect(),
+    };
+    context.output.print(&report, || to_table(&found))
+}
+
+fn sentence(connections: usize, dry_run: bool) -> String {
+    let would = if dry_run {
+        "Would be adopted"
+    } else {
+        "Adopted"
+    };
+    match connections {
+        0 => format!("{would}: no connection"),
+        1 => format!("{would}: 1 connection"),
+        n => format!("{would}: {n} connections"),
+    }
+}
+
+/// Sockets that were left, by reason.
+fn to_table(found: &state::Adopted) -> String {
+    let mut counts: Vec<(&Outcome, usize)> = Vec::new();
+    for (_, reason) in &found.left {
+        match counts.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((reason, 1)),
+        }
+    }
+    if counts.is_empty() {
+        return String::new();
+    }
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    table(
+        &["sockets left", "reason", "meaning"],
+        counts.into_iter().map(|(reason, count)| {
+            [
+                count.to_string(),
+                reason.name.to_owned(),
+                reason.text.to_owned(),
+            ]
+        }),
+    )
+}

@@ -1,0 +1,325 @@
+//! Enrolling connections that are older than the instance.
+//!
+//! The walks are in `src/bpf/adopt.bpf.c`. The first tells which sockets there
+//! are, the last two enrol; in between, here, the two ends of each connection find
+//! each other. Nothing is changed before every process and both sockets were looked
+//! at.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, OpenObject};
+use nix::libc;
+use nix::sched::{CloneFlags, setns};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::cgroup;
+use super::dir::Place;
+use super::instance::Instance;
+use super::process::sockets_of;
+use crate::error::{Error, Result, on};
+use crate::maps::layout::{Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
+use crate::outcome::{self, Outcome, REASONS};
+use crate::sys::bpf;
+use crate::sys::pidfd::{self, Process};
+
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks
+)]
+mod skel {
+    include!(concat!(env!("OUT_DIR"), "/adopt.skel.rs"));
+}
+
+/// What became of the connections that were there.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// The client's socket and the server's of each that is enrolled now, or would be.
+    pub connections: Vec<[Candidate; 2]>,
+    /// Sockets that stay as they are, and why.
+    pub left: Vec<(Candidate, &'static Outcome)>,
+}
+
+/// Enrols the connections of the enabled cgroups that were established before
+/// their cgroup was enabled; with `dry_run` only says which.
+pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
+    let instance = Instance::open_to_write(place)?;
+    let namespaces = namespaces_of(&instance)?;
+    let mut storage = MaybeUninit::uninit();
+    let adoption = Adoptions(load(&instance, &mut storage)?);
+    let progs = &adoption.0.progs;
+
+    let (pairs, mut left) = meet(&scan(&progs.sa_adopt_scan, &namespaces)?);
+    for pair in &pairs {
+        adoption.begin(pair)?;
+    }
+    walk(&progs.sa_adopt_owners, &None)?;
+    walk_all(&progs.sa_adopt_judge, &namespaces)?;
+    let mut connections = adoption.sort(pairs, &mut left, |judged| judged.st.cookie != 0)?;
+    if !dry_run {
+        walk_all(&progs.sa_adopt_active, &namespaces)?;
+        walk_all(&progs.sa_adopt_passive, &namespaces)?;
+        connections = adoption.sort(connections, &mut left, |done| done.st.enrolled != 0)?;
+    }
+    Ok(Adopted { connections, left })
+}
+
+/// The client's socket and the server's.
+type Pair = [Candidate; 2];
+type Left = Vec<(Candidate, &'static Outcome)>;
+
+fn reason(name: &str) -> &'static Outcome {
+    &REASONS[outcome::index(REASONS, name).unwrap_or_default()]
+}
+
+/// Finds the two ends of each connection, by the sequence numbers that only they
+/// share. Those of whom more than one could be an end are left.
+fn meet(candidates: &[Candidate]) -> (Vec<Pair>, Left) {
+    let mut accepted: HashMap<(u32, u32), Vec<usize>> = HashMap::new();
+    for (index, candidate) in candidates.iter().enumerate() {
+        let begins = (candidate.sent, candidate.received);
+        accepted.entry(begins).or_default().push(index);
+    }
+    let mut peers: Vec<Vec<usize>> = vec![Vec::new(); candidates.len()];
+    let mut found = Vec::new();
+    for (client, candidate) in candidates.iter().enumerate() {
+        let begins = (candidate.received, candidate.sent.wrapping_add(1));
+        for &server in accepted.get(&begins).into_iter().flatten() {
+            peers[client].push(server);
+            peers[server].push(client);
+            found.push([client, server]);
+        }
+    }
+    let mut left = Left::new();
+    for (candidate, peers_of) in candidates.iter().zip(&peers) {
+        match (peers_of.as_slice(), candidate.judged) {
+            ([], 0) => left.push((*candidate, reason("no_local_peer"))),
+            ([one], 0) if peers[*one].len() == 1 => {}
+            (_, 0) => left.push((*candidate, reason("ambiguous"))),
+            (_, judged) => left.extend(REASONS.get(judged as usize).map(|r| (*candidate, r))),
+        }
+    }
+    found.retain(|ends| ends.iter().all(|end| peers[*end].len() == 1));
+    let (fit, unfit): (Vec<Pair>, Vec<Pair>) = found
+        .into_iter()
+        .map(|ends| ends.map(|end| candidates[end]))
+        .partition(|pair| pair.iter().all(|end| end.judged == 0));
+    for end in unfit.into_iter().flatten().filter(|end| end.judged == 0) {
+        left.push((end, reason("peer_not_eligible")));
+    }
+    (fit, left)
+}
+
+/// What the walks note of each socket.
+struct Adoptions<'obj>(skel::AdoptSkel<'obj>);
+
+impl Adoptions<'_> {
+    /// Asks the walks to look at the two.
+    fn begin(&self, [client, server]: &Pair) -> Result<()> {
+        for (socket, role) in [(client, ROLE_ACTIVE), (server, ROLE_PASSIVE)] {
+            let mut adoption = Adoption::new_zeroed();
+            adoption.st.role = role;
+            // As sa_conn_id(): the smaller number first.
+            let (a, b) = (client.received, server.received);
+            adoption.st.conn_id = u64::from(a.min(b)) << 32 | u64::from(a.max(b));
+            self.map()
+                .update(
+                    &socket.cookie.to_ne_bytes(),
+                    adoption.as_bytes(),
+                    MapFlags::ANY,
+                )
+                .map_err(|e| Error::bpf("write to map", "sa_adoptions", &e))?;
+        }
+        Ok(())
+    }
+
+    fn map(&self) -> &impl MapCore {
+        &self.0.maps.sa_adoptions
+    }
+
+    fn get(&self, socket: &Candidate) -> Result<Adoption> {
+        let bytes = self
+            .map()
+            .lookup(&socket.cookie.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::bpf("look up in map", "sa_adoptions", &e))?
+            .unwrap_or_default();
+        Ok(Adoption::read_from_bytes(&bytes).unwrap_or_else(|_| Adoption::new_zeroed()))
+    }
+
+    /// The pairs of which both ends got `through`. The others are left, and no walk
+    /// looks at them any more.
+    fn sort(
+        &self,
+        pairs: Vec<Pair>,
+        left: &mut Left,
+        through: impl Fn(&Adoption) -> bool,
+    ) -> Result<Vec<Pair>> {
+        let mut fit = Vec::new();
+        for pair in pairs {
+            let mut why = [None; 2];
+            for (why, socket) in why.iter_mut().zip(&pair) {
+                let adoption = self.get(socket)?;
+                if adoption.error != 0 {
+                    return Err(no_callbacks(adoption.error));
+                }
+                if adoption.reason != 0 || !through(&adoption) {
+                    // Reason 0: it was closed meanwhile.
+                    let name = outcome::name(REASONS, adoption.reason);
+                    *why = Some(reason(if adoption.reason == 0 {
+                        "no_local_peer"
+                    } else {
+                        name
+                    }));
+                }
+            }
+            if why == [None; 2] {
+                fit.push(pair);
+                continue;
+            }
+            for (socket, why) in pair.into_iter().zip(why) {
+                // Where it is not there any more, nothing can look at it.
+                let _ = self.map().delete(&socket.cookie.to_ne_bytes());
+                left.push((socket, why.unwrap_or(reason("peer_not_eligible"))));
+            }
+        }
+        Ok(fit)
+    }
+}
+
+/// Nothing was changed: the first socket was asked before it was enrolled.
+fn no_callbacks(error: i32) -> Error {
+    let error = io::Error::from_raw_os_error(-error);
+    Error::Refused(format!(
+        "the kernel does not let connections that exist already be watched ({error})\n  \
+         It needs bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS), of Linux 6.12. New connections are accelerated without it."
+    ))
+}
+
+/// Loads the walks over the maps of the instance.
+fn load<'obj>(
+    instance: &Instance,
+    storage: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<skel::AdoptSkel<'obj>> {
+    let dir = instance.dir();
+    let mut open = skel::AdoptSkelBuilder::default()
+        .open(storage)
+        .map_err(|e| Error::bpf("open", "the BPF programs of adopt", &e))?;
+    for mut map in open.open_object_mut().maps_mut() {
+        let pin = dir.join(map.name());
+        if pin.exists() {
+            map.reuse_pinned_map(&pin)
+                .map_err(|e| Error::bpf("use map", pin.display().to_string(), &e))?;
+        }
+    }
+    open.maps
+        .sa_adoptions
+        .set_max_entries(instance.max_sockets()?)
+        .map_err(|e| Error::bpf("size map", "sa_adoptions", &e))?;
+    open.load()
+        .map_err(|e| Error::bpf("load", "the BPF programs of adopt", &e))
+}
+
+/// A network namespace; `None` is our own, which takes no privileges to be in.
+type Netns = Option<File>;
+
+/// Our own, those of the processes of the enabled cgroups, and those of the sockets
+/// that they have open.
+fn namespaces_of(instance: &Instance) -> Result<Vec<Netns>> {
+    let own = Path::new("/proc/self/ns/net");
+    let own = fs::metadata(own)
+        .map_err(on("look at network namespace", own))?
+        .ino();
+    let mut found = BTreeMap::from([(own, None)]);
+    let mut add = |netns: File| -> io::Result<()> {
+        found.entry(netns.metadata()?.ino()).or_insert(Some(netns));
+        Ok(())
+    };
+    let mut cookies = HashSet::new();
+    let cgroups = instance.attached()?;
+    let paths = cgroups.iter().filter_map(|cgroup| cgroup.path.as_deref());
+    for pid in paths.flat_map(cgroup::members_below) {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        match File::open(&path).and_then(&mut add) {
+            // It has ended meanwhile.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+            opened => opened.map_err(on("open network namespace", &path))?,
+        }
+        // A socket stays in the namespace that its thread was in.
+        let Ok(process) = Process::open(pid) else {
+            continue;
+        };
+        for socket in sockets_of([pid]) {
+            let Ok(fd) = process.descriptor(socket.fd) else {
+                continue;
+            };
+            let cookie = pidfd::option::<u64>(&fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).ok();
+            if cookies.insert(cookie)
+                && let Ok(netns) = pidfd::netns_of(&fd)
+            {
+                add(File::from(netns))
+                    .map_err(|e| Error::os("look at", "a network namespace", e))?;
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+fn scan(program: &impl AsFd, namespaces: &[Netns]) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    let mut seen = HashSet::new();
+    for netns in namespaces {
+        let bytes = walk(program, netns)?;
+        let records = bytes.chunks_exact(size_of::<Candidate>());
+        let records = records.filter_map(|record| Candidate::read_from_bytes(record).ok());
+        // A walk may come by a socket twice.
+        candidates.extend(records.filter(|candidate| seen.insert(candidate.cookie)));
+    }
+    Ok(candidates)
+}
+
+fn walk_all(program: &impl AsFd, namespaces: &[Netns]) -> Result<()> {
+    namespaces
+        .iter()
+        .try_for_each(|netns| walk(program, netns).map(drop))
+}
+
+/// Runs a program for every socket of the namespace, or for every file that a
+/// process has open; what it wrote.
+fn walk(program: &impl AsFd, netns: &Netns) -> Result<Vec<u8>> {
+    let program = program.as_fd();
+    let start = || bpf::iterate(program);
+    match netns {
+        None => start(),
+        Some(netns) => within(netns, start),
+    }
+    .and_then(|mut iterator| {
+        let mut bytes = Vec::new();
+        iterator.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })
+    .map_err(|e| Error::os("walk over", "the sockets of this machine", e))
+}
+
+/// Runs the closure on a thread of its own in the network namespace.
+fn within<T: Send>(netns: &File, body: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(netns, CloneFlags::CLONE_NEWNET)?;
+                body()
+            })
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}

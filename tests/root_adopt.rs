@@ -1,0 +1,514 @@
+//! `adopt`: connections that are older than the instance.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::SpliceFFlags;
+use nix::fcntl::splice;
+use nix::poll::PollFlags;
+use nix::sys::socket;
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockType;
+use nix::sys::socket::SockaddrStorage;
+use nix::sys::socket::sockopt;
+use nix::unistd::pipe;
+use serde_json::Value;
+
+use common::books::assert_balanced;
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::instance::Instance;
+use common::netns::Netns;
+use common::option;
+use common::pair::Options;
+use common::pair::Pair;
+use common::pair::accept;
+use common::pair::connect;
+use common::pair::listen;
+use common::pattern::Pattern;
+use common::rng::Rng;
+use common::stream::recv_all;
+use common::stream::send_all;
+use common::tagged::Tagged;
+use common::traffic::Direction;
+use common::traffic::Plan;
+use common::traffic::run_end;
+use common::warm::round_trip;
+use common::warm::warm_up;
+
+/// `adopt`, with the number of connections that it took.
+fn adopt(instance: &Instance) -> (usize, Value) {
+    let told = instance.run(&["--json", "adopt"]).ok().json();
+    let adopted = told["adopted"].as_array().expect("an array").len();
+    (adopted, told)
+}
+
+/// How many sockets were left for each reason.
+fn left(told: &Value) -> BTreeMap<String, usize> {
+    let mut reasons = BTreeMap::new();
+    for socket in told["left"].as_array().expect("an array") {
+        let reason = socket["reason"].as_str().expect("a reason");
+        *reasons.entry(reason.to_owned()).or_default() += 1;
+    }
+    reasons
+}
+
+#[test]
+fn connections_from_before_are_accelerated() {
+    for (name, options) in [
+        ("v4", Options::default()),
+        ("v6", Options::v6()),
+        ("v4-mapped", Options::v4_mapped()),
+    ] {
+        let cgroup = Cgroup::new("adopt");
+        let joined = cgroup.join();
+        let mut old = Tagged::new(name, 1, Pair::with(&options));
+        old.exchange(10);
+        let instance = Instance::enable(&cgroup, &[]);
+        let before = instance.stats();
+        old.exchange(10);
+        assert_eq!(before.count("seen"), 0);
+        assert_eq!(instance.stats().redirected_messages(), 0, "{name}");
+
+        let dry = instance.run(&["--json", "adopt", "--dry-run"]).ok().json();
+        assert_eq!(dry["done"], false);
+        assert_eq!(dry["adopted"].as_array().map(Vec::len), Some(1), "{dry}");
+        assert_eq!(instance.stats().count("seen"), 0, "--dry-run");
+
+        let (adopted, told) = adopt(&instance);
+        assert_eq!(adopted, 1, "{name}: {told}");
+        let ends = |stream: &TcpStream| {
+            let addr = stream.local_addr().expect("getsockname");
+            SocketAddr::new(addr.ip().to_canonical(), addr.port()).to_string()
+        };
+        assert_eq!(told["adopted"][0]["client"], ends(&old.pair.client));
+        assert_eq!(told["adopted"][0]["server"], ends(&old.pair.server));
+
+        // Before its reader has read anything as an enrolled socket: no redirect.
+        let before = instance.stats();
+        old.exchange(1);
+        let after = instance.stats();
+        assert_eq!(after.delta(&before, "redirected_messages"), 0);
+        assert_eq!(after.by_reason("stack_reasons", "unread"), 2, "{}", after.0);
+        old.exchange(20);
+        let after = assert_balanced(&instance);
+        assert_eq!(after.delta(&before, "redirected_messages"), 40);
+        assert_eq!(after.count("seen"), 2);
+        assert_eq!(after.count("enrolled_now"), 2);
+        assert_eq!(after.count("paired"), 2);
+
+        assert_eq!(adopt(&instance).0, 0, "a second time");
+        drop(old);
+        Deadline::seconds(10).until("closed", || instance.dump("connections").is_empty());
+        assert_eq!(assert_balanced(&instance).count("enrolled_now"), 0);
+        drop(joined);
+    }
+}
+
+/// Whoever sent last, and however much: the numbers that the two ends begin with
+/// are found again.
+#[test]
+fn the_history_of_a_connection_does_not_matter() {
+    let cgroup = Cgroup::new("history");
+    let _joined = cgroup.join();
+    let mut rng = Rng::for_test("history");
+    let deadline = Deadline::seconds(60);
+    let mut pairs: Vec<(Pair, [u64; 2])> = Vec::new();
+    for (up, down) in [(0, 0), (1, 0), (0, 1), (70_000, 5), (3, 900_000)] {
+        let pair = Pair::new();
+        for (from, to, bytes) in [
+            (&pair.client, &pair.server, up),
+            (&pair.server, &pair.client, down),
+        ] {
+            let mut sent = 0;
+            while sent < bytes {
+                let len = rng.size(4096).min(bytes - sent);
+                send_all(from, &vec![7; len], deadline);
+                recv_all(to, &mut vec![0; len], deadline);
+                sent += len;
+            }
+        }
+        pairs.push((pair, [0; 2]));
+    }
+    let instance = Instance::enable(&cgroup, &[]);
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, pairs.len(), "{told}");
+    for (pair, _) in &pairs {
+        warm_up(&instance, pair);
+    }
+    assert_balanced(&instance);
+}
+
+/// What waits in TCP's queues while both are enrolled is read first.
+#[test]
+fn unread_bytes_stay_in_order() {
+    let cgroup = Cgroup::new("unread");
+    let _joined = cgroup.join();
+    let deadline = Deadline::seconds(30);
+    let pair = Pair::new();
+    let (up, down) = (Pattern::new(1), Pattern::new(2));
+    let mut bytes = vec![0; 100_000];
+    up.fill(0, &mut bytes);
+    send_all(&pair.client, &bytes, deadline);
+    let mut bytes = vec![0; 50_000];
+    down.fill(0, &mut bytes);
+    send_all(&pair.server, &bytes, deadline);
+    let instance = Instance::enable(&cgroup, &[]);
+    assert_eq!(adopt(&instance).0, 1);
+    // Some is read, then more is sent behind what is not.
+    let mut got = vec![0; 40_000];
+    recv_all(&pair.server, &mut got, deadline);
+    up.check(0, &got, "the first part");
+    let mut bytes = [0; 1000];
+    up.fill(100_000, &mut bytes);
+    send_all(&pair.client, &bytes, deadline);
+    let mut got = vec![0; 61_000];
+    recv_all(&pair.server, &mut got, deadline);
+    up.check(40_000, &got, "the rest");
+    let mut got = vec![0; 50_000];
+    recv_all(&pair.client, &mut got, deadline);
+    down.check(0, &got, "the other way");
+    warm_up(&instance, &pair);
+}
+
+/// Enrolled and taken out again, many times, while bytes flow both ways.
+#[test]
+fn traffic_goes_on() {
+    let cgroup = Cgroup::new("traffic");
+    let _joined = cgroup.join();
+    let mut rng = Rng::for_test("adopted traffic");
+    let deadline = Deadline::seconds(240);
+    let pairs: Vec<Pair> = (0..3).map(|_| Pair::new()).collect();
+    let directions: Vec<[Direction; 2]> = (0..pairs.len())
+        .map(|n| {
+            [("up", 2 << 20, 200), ("down", 64 << 20, 6000)].map(|(name, total, largest)| {
+                let plan = Plan {
+                    total,
+                    largest,
+                    lull_one_in: 1,
+                };
+                Direction::new(format!("{name} {n}"), rng.next(), plan)
+            })
+        })
+        .collect();
+    let (mut cycles, mut adopted, mut redirected) = (0, 0, 0);
+    thread::scope(|scope| {
+        let mut ends = Vec::new();
+        for (pair, [up, down]) in pairs.iter().zip(&directions) {
+            for (stream, out, inbound) in [(&pair.client, up, down), (&pair.server, down, up)] {
+                let rng = rng.fork();
+                ends.push(scope.spawn(move || run_end(stream, out, inbound, rng, deadline)));
+            }
+        }
+        while ends.iter().any(|end| !end.is_finished()) {
+            let instance = Instance::enable(&cgroup, &[]);
+            adopted += adopt(&instance).0;
+            thread::sleep(Duration::from_millis(100));
+            redirected += assert_balanced(&instance).redirected_messages();
+            instance.disable().ok();
+            cycles += 1;
+        }
+    });
+    println!("{cycles} cycles, {adopted} adopted, {redirected} messages redirected");
+    assert!(adopted > pairs.len(), "{adopted} in {cycles} cycles");
+    assert!(redirected > 1000, "{redirected}");
+}
+
+/// Each end in a network namespace of its own; no process lives in either.
+#[test]
+fn across_network_namespaces() {
+    let (client, server) = (Netns::new("client"), Netns::new("server"));
+    client.veth(("va", "10.1.0.2/24"), &server, ("vb", "10.1.0.1/24"));
+    let cgroup = Cgroup::new("adopt");
+    let joined = cgroup.join();
+    let options = Options {
+        listen: "10.1.0.1:0".parse().expect("an address"),
+        ..Options::default()
+    };
+    let listener = server.enter(|| listen(&options));
+    let to = listener.local_addr().expect("getsockname");
+    let stream = client.enter(|| connect(to, &options));
+    let pair = Pair {
+        client: stream,
+        server: accept(&listener, &options),
+    };
+    round_trip(&pair);
+    let instance = Instance::enable(&cgroup, &[]);
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 1, "{told}");
+    warm_up(&instance, &pair);
+    drop(joined);
+}
+
+/// What cannot be enrolled when it is established cannot be adopted either, and is
+/// not counted: it stays as unknown as it was.
+#[test]
+fn what_is_left_and_why() {
+    let cgroup = Cgroup::new("left");
+    let other = Cgroup::new("left");
+    let options = Options::default();
+    let check = |what: &str, enable: &[&str], expected: &[(&str, usize)], pair: &Pair| {
+        let instance = Instance::enable(&cgroup, enable);
+        let (adopted, told) = adopt(&instance);
+        assert_eq!(adopted, 0, "{what}: {told}");
+        let expected = expected
+            .iter()
+            .map(|(r, n)| ((*r).to_owned(), *n))
+            .collect();
+        assert_eq!(left(&told), expected, "{what}");
+        let before = instance.stats();
+        assert_eq!(before.count("seen"), 0, "{what}");
+        for _ in 0..5 {
+            round_trip(pair);
+        }
+        assert_eq!(instance.stats().redirected_messages(), 0, "{what}");
+    };
+    let both = |reason| [(reason, 1), ("peer_not_eligible", 1)];
+
+    // Each way in which one end alone, or both, are not fit.
+    let joined = cgroup.join();
+    let blocking = Pair::with(&Options::blocking());
+    check("blocking", &[], &[("blocking_reader", 2)], &blocking);
+    drop(blocking);
+    let half = Pair::with(&Options {
+        server_nonblocking: false,
+        ..Options::default()
+    });
+    check("half", &[], &both("blocking_reader"), &half);
+    drop(half);
+    let lowat = Pair::new();
+    option::set(&lowat.client, option::RcvLowat, 10);
+    // The reader gets less than it asks for otherwise.
+    let told = {
+        let instance = Instance::enable(&cgroup, &[]);
+        adopt(&instance).1
+    };
+    assert_eq!(
+        left(&told),
+        both("rcvlowat").map(|(r, n)| (r.to_owned(), n)).into()
+    );
+    drop(lowat);
+    let pair = Pair::new();
+    let port = pair.server.local_addr().expect("getsockname").port();
+    check(
+        "port",
+        &["--exclude-port", &port.to_string()],
+        &[("filtered", 2)],
+        &pair,
+    );
+    check(
+        "cidr",
+        &["--exclude-cidr", "127.0.0.0/8"],
+        &[("filtered", 2)],
+        &pair,
+    );
+    drop(joined);
+    drop(pair);
+
+    // The server is elsewhere.
+    let listener = {
+        let _joined = other.join();
+        listen(&options)
+    };
+    let pair = {
+        let _joined = cgroup.join();
+        let client = connect(listener.local_addr().expect("getsockname"), &options);
+        Pair {
+            client,
+            server: accept(&listener, &options),
+        }
+    };
+    check("other cgroup", &[], &[("no_local_peer", 1)], &pair);
+}
+
+#[test]
+fn a_service_is_left_on_the_stack() {
+    let cgroup = Cgroup::new("service");
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    let service = pair.server.local_addr().expect("getsockname").to_string();
+    let instance = Instance::enable(&cgroup, &[]);
+    instance.run(&["service", "add", &service]).ok();
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 0, "{told}");
+    assert_eq!(left(&told)["service"], 1, "{told}");
+    instance.run(&["service", "del", &service]).ok();
+    assert_eq!(adopt(&instance).0, 1, "judged for good");
+    warm_up(&instance, &pair);
+}
+
+/// Nobody reads it yet, so nobody knows how.
+#[test]
+fn a_connection_that_is_not_accepted_is_left() {
+    let cgroup = Cgroup::new("queue");
+    let _joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let client = connect(listener.local_addr().expect("getsockname"), &options);
+    let instance = Instance::enable(&cgroup, &[]);
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 0, "{told}");
+    assert_eq!(left(&told)["kernel_socket"], 1, "{told}");
+    let pair = Pair {
+        client,
+        server: accept(&listener, &options),
+    };
+    assert_eq!(adopt(&instance).0, 1);
+    warm_up(&instance, &pair);
+}
+
+/// A process that was seen splicing reads its older connections that way, too.
+#[test]
+fn connections_of_a_process_that_splices_are_left() {
+    let cgroup = Cgroup::new("splices");
+    let _joined = cgroup.join();
+    let old = Pair::new();
+    let instance = Instance::enable(&cgroup, &[]);
+    let new = Pair::new();
+    warm_up(&instance, &new);
+    send_all(&new.client, b"spliced", Deadline::seconds(10));
+    let (_out, into) = pipe().expect("pipe");
+    // It may see nothing: that it asks is enough.
+    let _ = splice(
+        &new.server,
+        None,
+        &into,
+        None,
+        7,
+        SpliceFFlags::SPLICE_F_NONBLOCK,
+    );
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 0, "{told}");
+    assert_eq!(left(&told)["splicing"], 2, "{told}");
+    let before = instance.stats();
+    for _ in 0..5 {
+        round_trip(&old);
+    }
+    assert_eq!(
+        instance.stats().redirected_messages(),
+        before.redirected_messages()
+    );
+}
+
+/// A splice(2) between adoption and the first redirect is seen in time.
+#[test]
+fn a_reader_that_splices_its_first_bytes_gets_all_of_them() {
+    let cgroup = Cgroup::new("splices");
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    round_trip(&pair);
+    let instance = Instance::enable(&cgroup, &[]);
+    assert_eq!(adopt(&instance).0, 1);
+    let deadline = Deadline::seconds(20);
+    let text = Pattern::new(9);
+    let (out, into) = pipe().expect("pipe");
+    let mut at = 0;
+    for _ in 0..10 {
+        let mut bytes = [0; 64];
+        text.fill(at, &mut bytes);
+        send_all(&pair.client, &bytes, deadline);
+        deadline.wait(&pair.server, PollFlags::POLLIN, "splice");
+        let mut missing = bytes.len();
+        while missing > 0 {
+            let moved = splice(
+                &pair.server,
+                None,
+                &into,
+                None,
+                missing,
+                SpliceFFlags::empty(),
+            );
+            missing -= moved.expect("splice");
+        }
+        let mut got = [0; 64];
+        std::fs::File::from(out.try_clone().expect("dup"))
+            .read_exact(&mut got)
+            .expect("read the pipe");
+        text.check(at, &got, "spliced");
+        at += 64;
+    }
+    assert_eq!(instance.stats().by_reason("stack_reasons", "unread"), 1);
+}
+
+/// include/uapi/linux/tcp.h
+const RECV_QUEUE: i32 = 1;
+const SEND_QUEUE: i32 = 2;
+
+/// A third socket that has the numbers of one of the two: which is whose peer?
+/// Addresses would not tell, with translations in between.
+#[test]
+fn twins_are_left() {
+    for role in ["active", "passive"] {
+        let cgroup = Cgroup::new("twins");
+        let netns = Netns::new("twins");
+        let _joined = cgroup.join();
+        let instance = Instance::enable(&cgroup, &[]);
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        let numbers = numbers_to_forge(&instance, role);
+        instance.disable().ok();
+        drop(instance);
+
+        let end = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let twin = netns.enter(|| forge(end(44000), end(44001), numbers));
+        let instance = Instance::enable(&cgroup, &[]);
+        let (adopted, told) = adopt(&instance);
+        assert_eq!(adopted, 0, "{role}: {told}");
+        assert_eq!(left(&told), [("ambiguous".to_owned(), 3)].into(), "{role}");
+        for _ in 0..5 {
+            round_trip(&pair);
+        }
+        assert_eq!(instance.stats().redirected_messages(), 0, "{role}");
+        drop(twin);
+        assert_eq!(adopt(&instance).0, 1, "{role}: without its twin");
+        warm_up(&instance, &pair);
+    }
+}
+
+/// What a forged socket must be given to look like the client or the server of the
+/// only connection there is.
+fn numbers_to_forge(instance: &Instance, role: &str) -> [i32; 2] {
+    let rows = instance.dump("connections");
+    let row = rows.iter().find(|row| row["role"] == role).expect("a row");
+    let id = row["conn_id"].as_str().expect("a conn_id");
+    let id = u64::from_str_radix(id, 16).expect("hexadecimal");
+    let both = [id >> 32, id & 0xffff_ffff].map(|n| u32::try_from(n).expect("32 bits"));
+    // Side 1 sends from the smaller number, see sa_introduce().
+    let [own, peer] = if row["side"] == 1 {
+        both
+    } else {
+        [both[1], both[0]]
+    };
+    let syn = u32::from(role == "active");
+    [own.wrapping_sub(syn), peer].map(u32::cast_signed)
+}
+
+/// A socket with these sequence numbers that believes to be connected.
+fn forge(from: SocketAddr, to: SocketAddr, [own, peer]: [i32; 2]) -> TcpStream {
+    let fd = socket::socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )
+    .expect("socket");
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).expect("bind");
+    option::set(&fd, option::Repair, 1);
+    option::set(&fd, option::RepairQueue, SEND_QUEUE);
+    option::set(&fd, option::QueueSeq, own);
+    option::set(&fd, option::RepairQueue, RECV_QUEUE);
+    option::set(&fd, option::QueueSeq, peer);
+    socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("connect in repair");
+    // -1: without a probe to the other end.
+    option::set(&fd, option::Repair, -1);
+    fd.into()
+}
