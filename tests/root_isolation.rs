@@ -8,7 +8,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -35,6 +34,8 @@ use common::pair::connect;
 use common::pair::listen;
 use common::pair::reconnect;
 use common::pattern::Pattern;
+use common::repair::bound;
+use common::repair::forge;
 use common::rng::Rng;
 use common::stream::drain;
 use common::stream::recv_all;
@@ -493,15 +494,6 @@ fn a_socket_connected_to_itself_talks_to_itself() {
     assert_eq!(stats.redirected_bytes(), 0);
 }
 
-/// A bound, non-blocking socket.
-fn bound(at: SocketAddr) -> OwnedFd {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("socket");
-    socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
-    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(at)).expect("bind");
-    fd
-}
-
 /// Both SYNs are lost first, so that both ends are in SYN-SENT when they are
 /// sent again.
 #[test]
@@ -561,10 +553,6 @@ fn nested_cgroups_run_the_program_twice_and_count_once() {
     assert!(instance.dump("connections").is_empty());
 }
 
-/// include/uapi/linux/tcp.h
-const RECV_QUEUE: i32 = 1;
-const SEND_QUEUE: i32 = 2;
-
 /// The sequence numbers of a side of the only connection there is.
 fn sequence_numbers(instance: &Instance, side: u64) -> [i32; 2] {
     let rows = instance.dump("connections");
@@ -574,20 +562,6 @@ fn sequence_numbers(instance: &Instance, side: u64) -> [i32; 2] {
     let [high, low] =
         [id >> 32, id & 0xffff_ffff].map(|seq| u32::try_from(seq).expect("32 bits").cast_signed());
     if side == 1 { [high, low] } else { [low, high] }
-}
-
-/// A socket with these sequence numbers that believes to be connected.
-fn forge(from: SocketAddr, to: SocketAddr, [own, peer]: [i32; 2]) -> TcpStream {
-    let fd = bound(from);
-    option::set(&fd, option::Repair, 1);
-    option::set(&fd, option::RepairQueue, SEND_QUEUE);
-    option::set(&fd, option::QueueSeq, own);
-    option::set(&fd, option::RepairQueue, RECV_QUEUE);
-    option::set(&fd, option::QueueSeq, peer);
-    socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("connect in repair");
-    // -1: without a probe to the other end.
-    option::set(&fd, option::Repair, -1);
-    fd.into()
 }
 
 /// Forged sockets with the numbers of each end of a pair that is redirected.

@@ -51,6 +51,7 @@ use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
 use common::warm::assert_mostly_redirected;
+use common::warm::round_trip;
 use common::warm::warm_up;
 use sockaccel::sys::bpf::open_pinned;
 
@@ -190,7 +191,7 @@ fn adopt_needs_what_is_documented_and_no_more() {
     let row = format!("| `adopt` | {};", names(&ADOPT));
     assert!(SECURITY.contains(&row), "no row {row}");
     let joined = cgroup.join();
-    let _pair = Pair::new();
+    let pair = Pair::new();
     drop(joined);
     let allow = "--allow fionread,known-bad-kernel";
     let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
@@ -203,6 +204,11 @@ fn adopt_needs_what_is_documented_and_no_more() {
     let told = sockaccel_with(&ADOPT, &bpffs.args("adopt --json"));
     let told = told.ok().json();
     assert_eq!(told["adopted"].as_array().map(Vec::len), Some(1), "{told}");
+    for _ in 0..10 {
+        round_trip(&pair);
+    }
+    let stats = bpffs.sh("stats --json").ok().json();
+    assert!(stats["redirected_messages"].as_u64() > Some(10), "{stats}");
 }
 
 #[test]

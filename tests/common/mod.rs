@@ -22,6 +22,7 @@ pub mod plain;
 pub mod privileges;
 pub mod process;
 pub mod raw;
+pub mod repair;
 pub mod rng;
 pub mod stream;
 pub mod tagged;
