@@ -173,6 +173,12 @@ impl Error {
     }
 }
 
+impl From<crate::doctor::UnknownRisk> for Error {
+    fn from(error: crate::doctor::UnknownRisk) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
 fn hint_line(hint: &str, source: &io::Error) -> String {
     if source.kind() == io::ErrorKind::PermissionDenied {
         "\n  As root:  sudo sockaccel ...".to_owned()
@@ -183,7 +189,8 @@ fn hint_line(hint: &str, source: &io::Error) -> String {
     }
 }
 
-fn instance_option(instance: &str) -> String {
+/// What names this instance on a command line, with a space before it.
+pub fn instance_option(instance: &str) -> String {
     if instance == crate::state::DEFAULT_INSTANCE {
         String::new()
     } else {

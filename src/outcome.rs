@@ -23,9 +23,33 @@ pub fn name(outcomes: &[Outcome], index: u32) -> &'static str {
         .map_or("unknown", |outcome| outcome.name)
 }
 
-/// The value of that name in the maps.
-pub fn index(outcomes: &[Outcome], name: &str) -> Option<usize> {
-    outcomes.iter().position(|outcome| outcome.name == name)
+/// Those that were counted at all, with how often.
+pub fn counted<'a>(
+    counts: &'a [u64],
+    outcomes: &'static [Outcome],
+) -> impl Iterator<Item = (&'static Outcome, u64)> + 'a {
+    let all = outcomes.iter().zip(counts.iter().copied());
+    all.filter(|(_, count)| *count > 0)
+}
+
+/// The value in the maps of the outcome of this name, for constants: what is in no
+/// table does not compile.
+pub const fn index(outcomes: &[Outcome], name: &str) -> u32 {
+    let mut index = 0;
+    while !is(outcomes[index as usize].name.as_bytes(), name.as_bytes()) {
+        index += 1;
+    }
+    index
+}
+
+const fn is(mut a: &[u8], mut b: &[u8]) -> bool {
+    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
+        if *x != *y {
+            return false;
+        }
+        (a, b) = (rest_a, rest_b);
+    }
+    a.is_empty() && b.is_empty()
 }
 
 const fn outcome(name: &'static str, text: &'static str, remedy: &'static str) -> Outcome {

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use ipnet::IpNet;
@@ -44,21 +45,19 @@ impl From<bool> for Blocking {
 
 /// Which paired peers are accelerated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[repr(u32)]
 pub enum Scope {
     /// Any local peer in an enabled cgroup
     #[default]
-    Local,
+    Local = SCOPE_LOCAL,
     /// Only towards addresses that are endpoints
-    Endpoints,
+    Endpoints = SCOPE_ENDPOINTS,
 }
 
 impl Scope {
     /// As in the map: `enum sa_scope`.
     pub fn raw(self) -> u32 {
-        match self {
-            Self::Local => SCOPE_LOCAL,
-            Self::Endpoints => SCOPE_ENDPOINTS,
-        }
+        self as u32
     }
 
     /// From the map.
@@ -89,20 +88,18 @@ impl From<bool> for Admission {
 
 /// Direction of a connection, seen from the endpoint: who connected counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[repr(u8)]
 pub enum Direction {
     /// The endpoint connects
-    Egress,
+    Egress = EGRESS,
     /// The endpoint accepts
-    Ingress,
+    Ingress = INGRESS,
 }
 
 impl Direction {
     /// As in the map: `enum sa_direction`.
     pub fn raw(self) -> u8 {
-        match self {
-            Self::Egress => EGRESS,
-            Self::Ingress => INGRESS,
-        }
+        self as u8
     }
 
     /// From the map.
@@ -392,6 +389,18 @@ impl<'de, const MIN: u32, const MAX: u32, const DEFAULT: u32> Deserialize<'de>
     }
 }
 
+/// A length of time: `500ms`, `5s`, `1.5m`, `1h 30m`; a bare number is seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    // humantime panics at sums above 2^64 s, which take more letters than these.
+    const LONGEST: usize = 20;
+    let bare = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let spelt = format!("{text}{}", if bare { "s" } else { "" });
+    Some(spelt)
+        .filter(|spelt| spelt.len() <= LONGEST)
+        .and_then(|spelt| humantime::parse_duration(&spelt).ok())
+        .ok_or_else(|| format!("{text:?} is not a duration, like 500ms, 5s, 2m or 1h"))
+}
+
 /// In files words are strings, read by the parser of the command line; what is
 /// a number on the command line may also be one there.
 struct Words<T>(std::marker::PhantomData<T>);
@@ -587,6 +596,32 @@ mod tests {
     }
 
     #[test]
+    fn durations() {
+        for (text, milliseconds) in [
+            ("500ms", Some(500)),
+            ("5", Some(5_000)),
+            ("5s", Some(5_000)),
+            ("1.5s", Some(1_500)),
+            ("1.5m", Some(90_000)),
+            ("2m", Some(120_000)),
+            ("1h", Some(3_600_000)),
+            ("0", Some(0)),
+            ("", None),
+            ("s", None),
+            (".", None),
+            ("-1s", None),
+            ("1e3", None),
+            ("5x", None),
+            ("9999999999999999h", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615s1000ms", None),
+        ] {
+            let got = duration(text).ok().map(|time| time.as_millis());
+            assert_eq!(got, milliseconds, "{text}");
+        }
+    }
+
+    #[test]
     fn networks() {
         for (text, expected) in [
             ("10.0.0.0/8", Ok("10.0.0.0/8")),
@@ -631,7 +666,7 @@ mod tests {
 
         #[test]
         fn parsers_never_panic(text in ".*") {
-            let _ = (text.parse::<Network>(), text.parse::<Ports>());
+            let _ = (text.parse::<Network>(), text.parse::<Ports>(), duration(&text));
         }
     }
 }

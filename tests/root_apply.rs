@@ -502,6 +502,19 @@ fn a_killed_apply_is_safe_and_the_next_one_finishes_it() {
         stats.0
     );
     assert_eq!(stats.delta(&after, "redirected_messages"), 0, "{}", stats.0);
+    for (pair, kept) in [(&live, true), (&new, false)] {
+        let ends = [pair.client.local_addr(), pair.client.peer_addr()];
+        let [from, to] = ends.map(|end| end.expect("an address"));
+        let told = bed.run(&format!("explain {from} {to} --json")).ok().json();
+        for direction in told["connections"][0]["directions"].as_array().unwrap() {
+            assert_eq!(direction["accelerated"], kept, "{direction}");
+            let why = direction["why"].as_str().unwrap();
+            assert_ne!(why.contains("an apply is under way"), kept, "{why}");
+            let rules = direction["rules"].as_array().unwrap();
+            let rule = rules.iter().find(|rule| rule["rule"] == "apply");
+            assert_eq!(rule.unwrap()["holds"], kept, "{direction}");
+        }
+    }
 
     assert_eq!(bed.run("status --json").json()["unfinished_apply"], true);
     let ran = bed.run("endpoint add 10.0.0.7");

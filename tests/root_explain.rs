@@ -123,7 +123,7 @@ fn an_accelerated_connection() {
     send_all(&pair.client, b"unread", Deadline::seconds(10));
     assert_redirected(&before, &instance.stats(), 6);
     let told = explain(&instance, &pair).to_string();
-    assert!(told.contains("1 messages, 6 bytes unread now"), "{told}");
+    assert!(told.contains("1 message, 6 bytes unread now"), "{told}");
 }
 
 #[test]

@@ -12,9 +12,9 @@
 /* Is the caller the one who counts this side as gone? */
 static __always_inline bool sa_account(struct sa_conn *conn, __u32 side)
 {
-	__u32 bit = sa_gate(SA_OUT, side);
+	__u32 bit = sa_bit(SA_OUT, side);
 
-	return !(__sync_fetch_and_or(&conn->ejected, bit) & bit);
+	return !(__sync_fetch_and_or(&conn->accounted, bit) & bit);
 }
 
 /* Deletes one socket from the map, and counts it if it was there. */
@@ -42,7 +42,7 @@ static __always_inline void sa_tell(struct sa_sock *st)
 		return;
 	sa_earn(st, st->redirected_messages % SA_ADMIT_EVERY);
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!conn || !(conn->ejected & sa_gate(SA_TOLD, st->side))) {
+	if (!conn || !(conn->accounted & sa_bit(SA_TOLD, st->side))) {
 		sa_add(redirected_messages, st->redirected_messages - st->told_messages);
 		sa_add(redirected_bytes, st->redirected_bytes - st->told_bytes);
 	}
@@ -57,7 +57,7 @@ static __always_inline void sa_tell_for_peer(const struct sa_sock *st, struct sa
 
 	if (!peer)
 		return;
-	__sync_fetch_and_or(&conn->ejected, sa_gate(SA_TOLD, !st->side));
+	__sync_fetch_and_or(&conn->accounted, sa_bit(SA_TOLD, !st->side));
 	sa_add(redirected_messages,
 	       sa_word(peer + __builtin_offsetof(struct sa_sock, redirected_messages)) -
 		       sa_word(peer + __builtin_offsetof(struct sa_sock, told_messages)));

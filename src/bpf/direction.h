@@ -86,12 +86,12 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		return;
 	}
 	st->marks &= ~SA_MARK_LEAVING;
-	if (conn->gate & sa_gate(SA_GATE_GONE, !st->side)) {
+	if (conn->gate & sa_bit(SA_GATE_GONE, !st->side)) {
 		st->marks |= SA_MARK_GONE;
 		st->verdict = SA_WHY_MISSED;
 		return;
 	}
-	if (conn->gate & sa_gate(SA_GATE_LEAVING, !st->side)) {
+	if (conn->gate & sa_bit(SA_GATE_LEAVING, !st->side)) {
 		/* Look again at the next message. */
 		st->marks |= SA_MARK_LEAVING;
 		st->generation = generation - 1;
@@ -149,8 +149,8 @@ static __noinline bool sa_open_gate(struct sa_sock *st)
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return false;
-	return !(__sync_fetch_and_or(&conn->gate, sa_gate(SA_GATE_USED, st->side)) &
-		 (SA_GATE_SHUT | sa_gate(SA_GATE_GONE, !st->side)));
+	return !(__sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_USED, st->side)) &
+		 (SA_GATE_SHUT | sa_bit(SA_GATE_GONE, !st->side)));
 }
 
 /*
@@ -166,8 +166,8 @@ static __noinline bool sa_let_go(const struct sa_sock *st, __u32 queue_empty)
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return true;
-	return __sync_fetch_and_or(&conn->gate, sa_gate(SA_GATE_REFUSED, !st->side)) &
-	       sa_gate(SA_GATE_GONE, !st->side);
+	return __sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_REFUSED, !st->side)) &
+	       sa_bit(SA_GATE_GONE, !st->side);
 }
 
 #endif

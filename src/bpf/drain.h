@@ -125,7 +125,7 @@ static __always_inline __u32 sa_cut(const struct sock___sa *sk, struct sa_sock *
 }
 
 /* Can nothing come from the other end any more? */
-static __always_inline bool sa_is_let_alone(const struct sa_sock *st, const struct sa_conn *conn)
+static __always_inline bool sa_is_let_alone(const struct sa_sock *st, struct sa_conn *conn)
 {
 	const struct sa_side *peer;
 	const struct sock___sa *psk;
@@ -133,10 +133,10 @@ static __always_inline bool sa_is_let_alone(const struct sa_sock *st, const stru
 	/* It is there as long as this side has not left. */
 	if (!conn)
 		return true;
-	peer = st->side ? &conn->side[0] : &conn->side[1];
+	peer = sa_side(conn, !st->side);
 	if (!peer->cookie || peer->skipped || conn->gate & SA_GATE_SHUT)
 		return true;
-	if (conn->cut & (st->side ? 1 : 2))
+	if (conn->cut & sa_bit(1, !st->side))
 		return true;
 	psk = sa_cast(peer->sk, sock___sa);
 	if (sa_cookie_of(psk) != peer->cookie)
@@ -158,11 +158,6 @@ static __always_inline void sa_take_out(struct sa_sock *st, struct sa_conn *conn
 	sa_leave(st);
 }
 
-static __always_inline __u32 sa_bit(const struct sa_sock *st)
-{
-	return st->side ? 2 : 1;
-}
-
 /*
  * Takes the socket out of service if it, or its peer, is in no enabled cgroup:
  * false when it stays.
@@ -172,7 +167,7 @@ static __always_inline bool sa_out_of_service(const struct sock___sa *sk, struct
 {
 	if (!sa_covered(sk)) {
 		if (conn)
-			__sync_fetch_and_or(&conn->draining, sa_bit(st));
+			__sync_fetch_and_or(&conn->draining, sa_bit(1, st->side));
 	} else if (!conn || !conn->draining) {
 		return st->drain;
 	}
@@ -192,7 +187,7 @@ static __always_inline __u32 sa_drain_waits(const struct sock___sa *sk, struct s
 		return SA_WAITS_NEXT;
 	waits = sa_cut(sk, st);
 	if (!waits && conn)
-		__sync_fetch_and_or(&conn->cut, sa_bit(st));
+		__sync_fetch_and_or(&conn->cut, sa_bit(1, st->side));
 	psock = sa_psock(sk);
 	if (psock && !sa_queue_empty(psock))
 		return SA_WAITS_UNREAD;
@@ -242,11 +237,11 @@ static __always_inline void sa_keep_one(struct bpf_iter__sockmap___sa *ctx)
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn)
 		return;
-	__sync_fetch_and_and(&conn->draining, ~sa_bit(st));
+	__sync_fetch_and_and(&conn->draining, ~sa_bit(1, st->side));
 	/* Bit of a side that has left: its socket was taken out. */
 	if (conn->draining || conn->left)
 		return;
-	__sync_fetch_and_and(&conn->cut, ~sa_bit(st));
+	__sync_fetch_and_and(&conn->cut, ~sa_bit(1, st->side));
 	st->cut = SA_CUT_NOT;
 	st->drain = 0;
 }

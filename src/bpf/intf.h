@@ -64,7 +64,7 @@ struct sa_side {
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct sa_side) == 128, "layout");
 
-/* Bits of side 0; those of side 1 are the next, see sa_gate(). */
+/* Bits of side 0; those of side 1 are the next, see sa_bit(). */
 enum sa_gate {
 	SA_GATE_USED = 1, /* it has redirected to the other at least once */
 	SA_GATE_SHUT = 4, /* both: nothing was ever redirected, nothing ever will be */
@@ -73,7 +73,7 @@ enum sa_gate {
 	SA_GATE_REFUSED = 128, /* the peer had to, meanwhile */
 };
 
-/* Of sa_conn.ejected, by side like enum sa_gate. */
+/* Of sa_conn.accounted, by side like enum sa_gate. */
 enum sa_accounted {
 	SA_OUT = 1, /* somebody has counted it as ejected, or as closed */
 	SA_TOLD = 4, /* its peer has told for it what it redirected, see sa_tell() */
@@ -85,7 +85,7 @@ struct sa_conn {
 	__u32 gate; /* enum sa_gate, changed by atomics only */
 	__u32 poisoned; /* two sockets claimed one side: nobody is paired */
 	__u32 left; /* bit per side: will not touch this entry again */
-	__u32 ejected; /* enum sa_accounted */
+	__u32 accounted; /* enum sa_accounted */
 	struct bpf_timer timer; /* of the watch, see watch.h */
 	__u32 looks; /* of the watch so far */
 	__u32 suspect; /* the watch saw a reader that may not be eligible */

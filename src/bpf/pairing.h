@@ -68,8 +68,8 @@ static __always_inline struct sa_side *sa_side(struct sa_conn *conn, __u32 side)
 	return side ? &conn->side[1] : &conn->side[0];
 }
 
-/* The bit of sa_conn.gate that is about this side. */
-static __always_inline __u32 sa_gate(__u32 bit, __u32 side)
+/* Of a mask in struct sa_conn that has bits for side 0, the one for this side. */
+static __always_inline __u32 sa_bit(__u32 bit, __u32 side)
 {
 	return side ? bit << 1 : bit;
 }
@@ -147,7 +147,7 @@ static __always_inline void sa_leave(struct sa_sock *st)
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return;
-	mine = 1u << st->side;
+	mine = sa_bit(1, st->side);
 	gone = __sync_fetch_and_or(&conn->left, mine) | mine;
 	if (gone == 3 || !sa_side(conn, !st->side)->cookie) {
 		__u64 id = st->conn_id;

@@ -3,29 +3,12 @@
  * The path of one direction: what may be redirected, and when to change over.
  *
  * sa_decide() is a function of plain values, so that tables of cases can run
- * it (tests.bpf.c); sa_verdict collects the values.
+ * it (decide_test.bpf.c); sa_verdict collects the values.
  */
 #ifndef SA_PATH_H
 #define SA_PATH_H
 
-#include "intf.h"
-#include "outcome.h"
-
-/* What a message finds: its own socket, the peer's, the receiver's queue. */
-struct sa_view {
-	__u32 why; /* enum sa_why: what stands against redirect, 0 nothing */
-	__u32 forced; /* the stack must take it, whatever is in flight */
-	__u32 alone; /* no other send, receive or redirect holds the psock */
-	__u32 write_seq; /* own */
-	__u32 copied_seq; /* of the peer, in own sequence space */
-	__u32 queue_empty; /* the peer's redirect queue */
-	__u32 queue_long; /* ... is at the hard cap right now */
-	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
-	__u32 another_thread; /* than the one that sent last */
-	__u32 answered; /* the peer has sent since the last message */
-	__u32 size; /* bytes */
-	__u32 budget_bytes; /* what the peer's redirect queue may hold */
-};
+#include "weigh.h"
 
 /*
  * Messages and bytes over which a direction leaves in company as well: see "Two
@@ -57,54 +40,6 @@ static __always_inline __u32 sa_demote(struct sa_sock *st, const struct sa_view 
 	st->leaving = 0;
 	st->demotions++;
 	return why;
-}
-
-/* Why a direction whose receiver cannot follow, or must not be redirected to,
- * is on the stack. What tables or a shortage keep there may come back.
- */
-#define SA_STREAM_WHYS                                                                     \
-	(1u << SA_WHY_UNREAD | 1u << SA_WHY_BEHIND | 1u << SA_WHY_BUDGET |                 \
-	 1u << SA_WHY_LARGE | 1u << SA_WHY_COMPANY | 1u << SA_WHY_READER |                 \
-	 1u << SA_WHY_SPLICING | 1u << SA_WHY_CONTENDED | 1u << SA_WHY_STREAM |            \
-	 1u << SA_WHY_MISSED)
-
-/* Longer pipelines of requests than this are taken for a stream. */
-#define SA_PIPELINE 64
-/* Redirect carries messages of this size faster than TCP, answered or not. */
-#define SA_BULK 16384
-
-static __always_inline bool sa_is_stream(const struct sa_sock *st, const struct sa_config *conf)
-{
-	return conf->stream_limit && st->lost >= conf->stream_limit;
-}
-
-static __always_inline void sa_saved(struct sa_sock *st, __u32 points)
-{
-	st->lost -= st->lost < points ? st->lost : points;
-}
-
-/*
- * Does enrolment pay? A message on the stack costs an enrolled sender a copy and
- * a program, and small ones that nobody answers TCP would have coalesced. What
- * is answered saves several times as much.
- */
-static __always_inline void sa_weigh(struct sa_sock *st, const struct sa_view *v, __u32 why)
-{
-	if (v->answered)
-		st->unanswered = 0;
-	else
-		st->unanswered++;
-	if (why) {
-		if (SA_STREAM_WHYS >> (why & 31) & 1)
-			st->lost += 1 + (v->size >> 12);
-		return;
-	}
-	if (v->size >= SA_BULK)
-		sa_saved(st, v->size >> 11);
-	else if (v->answered)
-		sa_saved(st, 4);
-	else if (st->unanswered > SA_PIPELINE)
-		st->lost++;
 }
 
 /*

@@ -49,9 +49,9 @@ static __always_inline bool sa_nothing_comes(const struct sock___sa *own,
 static __always_inline bool sa_ask_leave(const struct sa_sock *st, struct sa_conn *conn,
 					 const struct sock___sa *own)
 {
-	__u32 leaving = sa_gate(SA_GATE_LEAVING, st->side);
-	__u32 refused = sa_gate(SA_GATE_REFUSED, st->side);
-	__u32 gone = sa_gate(SA_GATE_GONE, st->side);
+	__u32 leaving = sa_bit(SA_GATE_LEAVING, st->side);
+	__u32 refused = sa_bit(SA_GATE_REFUSED, st->side);
+	__u32 gone = sa_bit(SA_GATE_GONE, st->side);
 	const struct sock___sa *psk = sa_peer(st);
 	__u32 was;
 
@@ -70,8 +70,8 @@ static __always_inline bool sa_ask_leave(const struct sa_sock *st, struct sa_con
 static __always_inline bool sa_may_leave(const struct sa_sock *st, struct sa_conn *conn,
 					 const struct sock___sa *own)
 {
-	__u32 used = sa_gate(SA_GATE_USED, !st->side);
-	__u32 gone = sa_gate(SA_GATE_GONE, st->side);
+	__u32 used = sa_bit(SA_GATE_USED, !st->side);
+	__u32 gone = sa_bit(SA_GATE_GONE, st->side);
 	__u32 was = conn->gate;
 
 	if (was & SA_GATE_SHUT)

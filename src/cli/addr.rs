@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::maps::layout::{Addr, Tuple};
+use crate::maps::layout::{Addr, ROLE_ACTIVE, Tuple};
 
 /// `a.b.c.d:80` or `[v6]:80`, v4-mapped addresses as IPv4.
 pub fn end(addr: Addr, port: u16) -> SocketAddr {
@@ -17,6 +17,15 @@ pub fn local(tuple: &Tuple) -> SocketAddr {
 /// The remote end of a tuple, for people and JSON.
 pub fn remote(tuple: &Tuple) -> SocketAddr {
     end(tuple.remote, tuple.remote_port)
+}
+
+/// Who connected, by the value in the maps.
+pub fn role(role: u32) -> &'static str {
+    if role == ROLE_ACTIVE {
+        "active"
+    } else {
+        "passive"
+    }
 }
 
 #[cfg(test)]

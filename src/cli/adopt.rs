@@ -10,7 +10,7 @@ use super::addr::{local, remote};
 use crate::error::Result;
 use crate::maps::layout::Candidate;
 use crate::outcome::Outcome;
-use crate::output::{say, table};
+use crate::output::{count, table};
 use crate::state::{self, adopt};
 
 /// Options of `adopt`.
@@ -88,9 +88,8 @@ impl From<&(Candidate, &'static Outcome)> for Left {
 /// Runs `adopt`.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let found = adopt(&context.place, args.dry_run)?;
-    if !context.output.json {
-        say(sentence(found.connections.len(), args.dry_run));
-    }
+    let connections = found.connections.len() as u64;
+    context.output.note(sentence(connections, args.dry_run));
     let report = Report {
         done: !args.dry_run,
         adopted: found.connections.iter().map(Connection::from).collect(),
@@ -99,7 +98,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     context.output.print(&report, || to_table(&found))
 }
 
-fn sentence(connections: usize, dry_run: bool) -> String {
+fn sentence(connections: u64, dry_run: bool) -> String {
     let would = if dry_run {
         "Would be adopted"
     } else {
@@ -107,8 +106,7 @@ fn sentence(connections: usize, dry_run: bool) -> String {
     };
     match connections {
         0 => format!("{would}: no connection"),
-        1 => format!("{would}: 1 connection"),
-        n => format!("{would}: {n} connections"),
+        n => format!("{would}: {}", count(n, "connection")),
     }
 }
 

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::enable::say_warnings;
 use super::{Context, disable};
-use crate::doctor::{self, Risk};
+use crate::doctor::{self, Refusal, Risk};
 use crate::error::{Error, Result, on};
 use crate::output::{say, write};
 use crate::spec::{self, Source, Spec};
@@ -54,7 +55,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         text: &text,
     };
     let spec = source.parse()?;
-    let from_env = Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?;
+    let from_env = Risk::from_env()?;
     let (wanted, cgroups) = source.resolve(&spec, &from_env)?;
 
     let now = match Instance::open(&context.place) {
@@ -67,8 +68,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let would = spec::difference(now.as_ref().map(|(setup, _)| setup), &wanted);
     let settled = now.as_ref().is_none_or(|(_, settled)| *settled);
     if args.dry_run {
-        if !settled && !context.output.json {
-            say("The command that changed the instance last was killed half-way.");
+        if !settled {
+            context
+                .output
+                .note("The command that changed the instance last was killed half-way.");
         }
         return tell(context, &would, true, !settled);
     }
@@ -97,22 +100,15 @@ fn needs_leave(now: Option<&Setup>, wanted: &Setup) -> bool {
 fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
     let allowed: Vec<Risk> = Risk::from_bits(wanted.allow).collect();
     let paths: Vec<&Path> = wanted.cgroups.values().flatten().map(|p| &**p).collect();
-    let report = doctor::before_enable(&paths, &allowed).map_err(|refusal| match refusal {
-        doctor::Refusal::Fionread { .. } | doctor::Refusal::KnownBadKernel { .. } => {
-            let risk = if matches!(refusal, doctor::Refusal::Fionread { .. }) {
-                Risk::Fionread
-            } else {
-                Risk::KnownBadKernel
-            };
-            Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))
-        }
-        other => other.into(),
+    let report = doctor::before_enable(&paths, &allowed).map_err(|refusal| {
+        let risk = match refusal {
+            Refusal::Fionread { .. } => Risk::Fionread,
+            Refusal::KnownBadKernel { .. } => Risk::KnownBadKernel,
+            other => return other.into(),
+        };
+        Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))
     })?;
-    if !context.output.json {
-        for warning in &report.warnings {
-            say(format_args!("sockaccel: warning: {warning}"));
-        }
-    }
+    say_warnings(context, &report);
     Ok(())
 }
 

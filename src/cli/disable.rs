@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write, stderr};
 use std::path::PathBuf;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
@@ -9,11 +10,12 @@ use serde::Serialize;
 
 use super::Context;
 use super::addr::{local, remote};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, instance_option};
 use crate::maps::layout::Dump;
-use crate::output::say;
+use crate::output::{count, say};
 use crate::state::cgroup::Cgroup;
-use crate::state::{DEFAULT_INSTANCE, Drained, Patience, disable};
+use crate::state::{Drained, Patience, disable};
+use crate::words::duration;
 
 /// Between two lines on progress where nobody watches, and where somebody may.
 const RARELY: Duration = Duration::from_secs(5);
@@ -36,27 +38,6 @@ pub struct Args {
     /// Do not wait: drop what is unread
     #[arg(long)]
     now: bool,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 60 * 60 * 1000,
-        _ => 0,
-    };
-    number
-        .parse()
-        .ok()
-        .filter(|_| milliseconds > 0)
-        .and_then(|number: u64| number.checked_mul(milliseconds))
-        .map(Duration::from_millis)
-        .ok_or_else(|| format!("{text:?} is not a duration, like 500ms, 5s, 2m or 1h"))
 }
 
 /// What `disable` did.
@@ -135,9 +116,9 @@ pub fn drain(context: &Context, args: &Args) -> Result<Drained> {
     }
     if !drained.dropped.is_empty() {
         say(format_args!(
-            "sockaccel: dropped {} unread on {}",
-            bytes(&drained.dropped),
-            sockets(drained.dropped.len())
+            "sockaccel: dropped {} on {}",
+            unread(&drained.dropped),
+            sockets(&drained.dropped)
         ));
     }
     if !drained.waiting.is_empty() {
@@ -156,7 +137,7 @@ pub fn to_line(socket: &Dump) -> String {
         pid => format!(" of process {pid}"),
     };
     let waits = match socket.waits_for() {
-        Some("unread") => format!("{} bytes unread", socket.unread_bytes),
+        Some("unread") => unread(slice::from_ref(socket)),
         Some("peer_unread") => "its peer has not read all".to_owned(),
         Some("sender") => "a send may be under way".to_owned(),
         Some("peer") => "its peer drains first".to_owned(),
@@ -170,22 +151,16 @@ pub fn to_line(socket: &Dump) -> String {
     )
 }
 
-fn bytes(sockets: &[Dump]) -> String {
-    format!(
-        "{} bytes",
-        sockets.iter().map(|s| s.unread_bytes).sum::<u64>()
-    )
+fn unread(sockets: &[Dump]) -> String {
+    count(sockets.iter().map(|s| s.unread_bytes).sum(), "byte") + " unread"
 }
 
-fn sockets(n: usize) -> String {
-    format!("{n} socket{}", if n == 1 { "" } else { "s" })
+fn sockets(sockets: &[Dump]) -> String {
+    count(sockets.len() as u64, "socket")
 }
 
 fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
-    let instance = match context.place.instance.as_str() {
-        DEFAULT_INSTANCE => String::new(),
-        name => format!(" --instance {name}"),
-    };
+    let instance = instance_option(&context.place.instance);
     let cgroup = match &args.cgroup {
         None => String::new(),
         Some(path) => format!(" --cgroup {}", path.display()),
@@ -193,14 +168,14 @@ fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Pati
     let status = format!("sockaccel status{instance}");
     let again = format!("sockaccel disable{instance}{cgroup}");
     format!(
-        "not drained in {:?}: {} left in instance {}, {} unread\n  \
+        "not drained in {:?}: {} left in instance {}, {}\n  \
          To see them:  {status}\n  \
          To wait on:  {again} --timeout 1m\n  \
          To lose what is unread:  {again} --now",
         patience.timeout,
-        sockets(drained.waiting.len()),
+        sockets(&drained.waiting),
         context.place.instance,
-        bytes(&drained.waiting),
+        unread(&drained.waiting),
     )
 }
 
@@ -225,11 +200,7 @@ impl Progress {
             return;
         }
         self.last = Instant::now();
-        let text = format!(
-            "draining: {} left, {} unread",
-            sockets(waiting.len()),
-            bytes(waiting)
-        );
+        let text = format!("draining: {} left, {}", sockets(waiting), unread(waiting));
         if self.terminal {
             // Nobody may be reading it.
             let _ = write!(stderr(), "\r\x1b[K{text}");
@@ -242,33 +213,6 @@ impl Progress {
     fn end(&self) {
         if self.told {
             let _ = write!(stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        for (text, expected) in [
-            ("500ms", Some(500)),
-            ("5", Some(5_000)),
-            ("5s", Some(5_000)),
-            ("2m", Some(120_000)),
-            ("1h", Some(3_600_000)),
-            ("0", Some(0)),
-            ("", None),
-            ("s", None),
-            ("-1s", None),
-            ("1d", None),
-            ("1.5s", None),
-            ("99999999999999999999h", None),
-            ("9999999999999999h", None),
-        ] {
-            let got = duration(text).ok().map(|d| d.as_millis());
-            assert_eq!(got, expected, "{text}");
         }
     }
 }

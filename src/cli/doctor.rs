@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Context;
 use crate::doctor::{self, Diagnosis, Risk};
 use crate::error::{Error, Result};
-use crate::output::table;
+use crate::output::prose_table;
 use crate::state::cgroup::Cgroup;
 
 /// Options of `doctor`.
@@ -36,11 +36,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         .iter()
         .map(|path| Ok(Cgroup::open(path)?.path))
         .collect::<Result<Vec<_>>>()?;
-    let allowed = [
-        Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
-        args.allow.clone(),
-    ]
-    .concat();
+    let allowed = [Risk::from_env()?, args.allow.clone()].concat();
     let time = Duration::from_secs(args.timeout.into());
     let diagnosis = doctor::diagnose(&context.place, &cgroups, &allowed, time)?;
     context
@@ -81,5 +77,5 @@ fn for_people(diagnosis: &Diagnosis) -> String {
             finding.meaning.clone(),
         ]
     });
-    table(&["check", "result", "found", "meaning"], rows)
+    prose_table(&["check", "result", "found", "meaning"], rows)
 }

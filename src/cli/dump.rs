@@ -8,15 +8,15 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::Context;
-use super::addr::{end, local, remote};
+use super::addr::{end, local, remote, role};
+use super::reasons::most;
 use crate::error::Result;
 use crate::maps::layout::{
-    Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, ROLE_ACTIVE, Service,
-    ServiceKey,
+    Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, Service, ServiceKey,
 };
 use crate::maps::{Stats, sockets};
 use crate::outcome::{REASONS, WHYS, name};
-use crate::output::{say, table};
+use crate::output::{count, or_dash, say, table, yes_or_no};
 use crate::state::Instance;
 use crate::words::Network;
 
@@ -60,8 +60,8 @@ pub fn run(context: &Context, what: What) -> Result<()> {
 }
 
 fn say_if_empty<T>(context: &Context, rows: &[T]) {
-    if rows.is_empty() && !context.output.json {
-        say("0 entries.");
+    if rows.is_empty() {
+        context.output.note("0 entries.");
     }
 }
 
@@ -212,38 +212,23 @@ impl From<&Dump> for Socket {
     }
 }
 
-fn role(role: u32) -> &'static str {
-    if role == ROLE_ACTIVE {
-        "active"
-    } else {
-        "passive"
-    }
-}
-
-fn or_dash<T: ToString>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-/// `0 sockets enrolled; 37 skipped: blocking_reader (37).`
+/// `0 sockets enrolled; 37 connections skipped: blocking reader (37).`
 fn why_empty(stats: &Stats) -> String {
     let list = |what: &str, counts: &[u64]| {
-        let total: u64 = counts.iter().sum();
-        let mut reasons: Vec<(u64, &str)> = counts
-            .iter()
-            .zip(REASONS)
-            .filter(|(count, _)| **count > 0)
-            .map(|(count, reason)| (*count, reason.name))
-            .collect();
-        reasons.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
-        let reasons: Vec<String> = reasons
-            .iter()
-            .map(|(count, name)| format!("{} ({count})", name.replace('_', " ")))
-            .collect();
-        if total == 0 {
-            String::new()
-        } else {
-            format!("; {total} connections {what}: {}", reasons.join(", "))
+        let reasons = most(counts, REASONS, "sockets");
+        if reasons.is_empty() {
+            return String::new();
         }
+        let total = reasons.iter().map(|reason| reason.count).sum();
+        let each = reasons.iter().map(|reason| {
+            let name = reason.outcome.name.replace('_', " ");
+            format!("{name} ({})", reason.count)
+        });
+        format!(
+            "; {} {what}: {}",
+            count(total, "connection"),
+            each.collect::<Vec<_>>().join(", ")
+        )
     };
     format!(
         "0 sockets enrolled{}{}{}. See sockaccel status.",
@@ -321,7 +306,6 @@ fn connections(context: &Context, instance: &Instance) -> Result<()> {
         .collect();
     say_if_empty(context, &rows);
     context.output.print(&rows, || {
-        let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
         let columns = [
             "conn_id",
             "side",
@@ -351,9 +335,9 @@ fn connections(context: &Context, instance: &Instance) -> Result<()> {
                     row.role.to_owned(),
                     row.netns_cookie.to_string(),
                     or_dash(row.skipped),
-                    yes(row.left),
+                    yes_or_no(row.left),
                     row.gate.to_string(),
-                    yes(row.poisoned),
+                    yes_or_no(row.poisoned),
                     or_dash(row.pid),
                 ]
             }),
@@ -582,7 +566,7 @@ fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Bool(flag) => if *flag { "yes" } else { "no" }.to_owned(),
+        Value::Bool(flag) => yes_or_no(*flag),
         other => other.to_string(),
     }
 }

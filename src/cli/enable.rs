@@ -6,9 +6,8 @@ use clap::ValueEnum;
 
 use super::Context;
 use super::entry::InstanceChanged;
-use crate::doctor::{self, Risk};
-use crate::error::{Error, Result};
-use crate::output::say;
+use crate::doctor::{self, Report, Risk};
+use crate::error::Result;
 use crate::state::cgroup::Cgroup;
 use crate::state::{Change, Instance, Observer, Settings, filters};
 use crate::words::{
@@ -136,8 +135,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     context
         .output
         .print_json(&InstanceChanged::new(context, change))?;
-    if change == Change::Done && !context.output.json {
-        say(
+    if change == Change::Done {
+        context.output.note(
             "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them.",
         );
     }
@@ -147,19 +146,19 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 /// Asks the kernel, and gives the bits of the risks that were accepted, now or
 /// when the instance was made.
 fn accepted(context: &Context, args: &Args) -> Result<u32> {
-    let mut allowed = [
-        Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
-        args.tuning.allow.clone(),
-    ]
-    .concat();
+    let mut allowed = [Risk::from_env()?, args.tuning.allow.clone()].concat();
     if let Ok(instance) = Instance::open(&context.place) {
         allowed.extend(Risk::from_bits(instance.config()?.allow));
     }
     let report = doctor::before_enable(&args.cgroups, &allowed)?;
-    if !context.output.json {
-        for warning in &report.warnings {
-            say(format_args!("sockaccel: warning: {warning}"));
-        }
-    }
+    say_warnings(context, &report);
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
+}
+
+/// Says what the kernel was found to lack.
+pub fn say_warnings(context: &Context, report: &Report) {
+    for warning in &report.warnings {
+        let text = format_args!("sockaccel: warning: {warning}");
+        context.output.note(text);
+    }
 }

@@ -11,7 +11,7 @@ use super::entry::{IfExists, absent, add, change, conflict, del, explain_empty, 
 use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
-use crate::output::{say, table};
+use crate::output::{or_dash, table, yes_or_no};
 use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
 
@@ -98,8 +98,8 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 None => add_host(&endpoints, identity.unwrap_or(0))?,
             };
             finish(context, &instance, Ok(change))?;
-            if instance.config()?.scope == SCOPE_LOCAL && !context.output.json {
-                say(
+            if instance.config()?.scope == SCOPE_LOCAL {
+                context.output.note(
                     "Scope is local: endpoints serve policy only, every paired local peer is accelerated.\n  \
                      To accelerate only towards endpoints:  sockaccel enable --cgroup PATH --scope endpoints",
                 );
@@ -199,7 +199,7 @@ fn del_host(
         .map(|(addr, _)| addr)
         .collect();
     if hosts.is_empty() && !if_exists.if_exists {
-        return Err(absent("an endpoint that was added with --host"));
+        return Err(absent("endpoint that was added with --host"));
     }
     refuse_policy(policy, &hosts)?;
     for addr in &hosts {
@@ -235,9 +235,8 @@ fn to_table(rows: &[Row]) -> String {
         rows.iter().map(|row| {
             [
                 row.address.to_string(),
-                row.identity
-                    .map_or_else(|| "-".to_owned(), |n| n.to_string()),
-                if row.host { "yes" } else { "no" }.to_owned(),
+                or_dash(row.identity),
+                yes_or_no(row.host),
             ]
         }),
     )

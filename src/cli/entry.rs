@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::Context;
 use crate::error::{Error, Result};
 use crate::maps::{Plain, Table};
-use crate::output::say;
 use crate::state::{Change, Instance};
 
 /// Options of every `del`.
@@ -85,13 +84,11 @@ pub fn conflict(what: impl Display) -> Error {
     ))
 }
 
-/// There is no such entry (exit status 1).
+/// There is no such entry (exit status 1). Its text begins with the noun of its
+/// commands.
 pub fn absent(what: impl Display) -> Error {
     let what = what.to_string();
-    let noun = ["endpoint", "identity", "service", "policy"]
-        .into_iter()
-        .find(|noun| what.contains(noun))
-        .unwrap_or("endpoint");
+    let noun = what.split(' ').next().unwrap_or_default();
     Error::Failed(format!(
         "{what} does not exist\n  To see what there is:  sockaccel {noun} list"
     ))
@@ -119,7 +116,8 @@ pub fn finish(context: &Context, instance: &Instance, change: Result<Change>) ->
 
 /// Says on standard error why a list is empty.
 pub fn explain_empty<T>(context: &Context, entries: &[T], noun: &str, add: &str) {
-    if entries.is_empty() && !context.output.json {
-        say(format_args!("0 {noun}. To add one:  sockaccel {add}"));
+    if entries.is_empty() {
+        let text = format_args!("0 {noun}. To add one:  sockaccel {add}");
+        context.output.note(text);
     }
 }

@@ -10,13 +10,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
-use super::addr::{local, remote};
+use super::addr::{local, remote, role};
 use super::live::{ENDS, Live, Woken, seconds, timestamp};
 use crate::error::{Error, Result};
 use crate::maps::events::{Events, KEEP, now};
 use crate::maps::layout::{Event, ROLE_ACTIVE};
 use crate::outcome::{EVENTS, Outcome, REASONS, WHYS, name};
-use crate::output::{go_on, say};
+use crate::output::{count, go_on, say};
 use crate::state::Instance;
 
 /// Options of `events`.
@@ -214,18 +214,10 @@ fn told<'a>(time: &'a str, event: &Event) -> Line<'a> {
         cookie: event.cookie.to_string(),
         local: local(&event.tuple),
         remote: remote(&event.tuple),
-        role: role(event),
+        role: role(event.role),
         netns_cookie: event.netns_cookie.to_string(),
         pid: (event.tgid != 0).then_some(event.tgid),
     })
-}
-
-fn role(event: &Event) -> &'static str {
-    if event.role == ROLE_ACTIVE {
-        "active"
-    } else {
-        "passive"
-    }
 }
 
 /// `TIME demoted 127.0.0.1:40001 -> 127.0.0.1:6379 pid 42 budget: ...`; the arrow
@@ -255,7 +247,8 @@ fn to_line(time: &str, event: &Event) -> String {
 fn tell_lost(context: &Context, lost: u64) -> Result<bool> {
     if !context.output.json {
         say(format_args!(
-            "{lost} events lost: they came faster than they were read"
+            "{} lost: they came faster than they were read",
+            count(lost, "event")
         ));
         return Ok(true);
     }

@@ -10,7 +10,7 @@ use super::{Cli, dump, endpoint, policy, service};
 use crate::maps::layout::{
     Addr, Cidr, Config, Conn, Dump, Endpoint, Policy, PolicyKey, Service, ServiceKey,
 };
-use crate::words::{Identity, Network, Ports, ServiceName, Traffic, Verdict};
+use crate::words::{Identity, Network, Ports, ServiceName, Traffic, Verdict, duration};
 
 /// A whole command line, one argument a line.
 pub fn arguments(text: &str) {
@@ -29,7 +29,7 @@ pub fn value(text: &str) {
     spelt::<Identity>(text);
     spelt::<Traffic>(text);
     spelt::<Verdict>(text);
-    let _ = text.parse::<policy::Word>();
+    let _ = (text.parse::<policy::Word>(), duration(text));
 }
 
 fn spelt<T: FromStr<Err = String> + Display>(text: &str) {

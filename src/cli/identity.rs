@@ -70,7 +70,7 @@ pub struct Resolved {
     /// What policy sees.
     identity: u32,
     /// Where it comes from.
-    source: String,
+    source: &'static str,
 }
 
 /// Runs the verb.
@@ -125,12 +125,12 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let value = Resolved {
                 address: *addr,
                 identity,
-                source: source.clone(),
+                source,
             };
             context.output.print(&value, || {
                 table(
                     &["address", "identity", "source"],
-                    [[addr.to_string(), identity.to_string(), source]],
+                    [[addr.to_string(), identity.to_string(), source.to_owned()]],
                 )
             })
         }
@@ -147,18 +147,18 @@ fn find(identities: &Table<Cidr, u32>, key: Cidr) -> Result<Option<u32>> {
 }
 
 /// The identity of an address and what gives it: the same steps as `sa_identity()` of src/bpf/policy.h.
-pub fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, String)> {
+pub fn resolve(instance: &Instance, addr: IpAddr) -> Result<(u32, &'static str)> {
     let key = Addr::from(addr);
     let endpoint: Option<Endpoint> = instance.table("sa_endpoints")?.get(&key)?;
     if let Some(endpoint) = endpoint.filter(|e| e.identity > 0) {
-        return Ok((endpoint.identity, "endpoint".to_owned()));
+        return Ok((endpoint.identity, "endpoint"));
     }
     let identities: Table<Cidr, u32> = instance.table("sa_identities")?;
     if let Some(identity) = identities.get(&Cidr::from(IpNet::from(addr.to_canonical())))? {
-        return Ok((identity, "identity table".to_owned()));
+        return Ok((identity, "identity table"));
     }
     if endpoint.is_some_and(|e| e.host > 0) {
-        return Ok((IDENTITY_HOST, "host".to_owned()));
+        return Ok((IDENTITY_HOST, "host"));
     }
-    Ok((IDENTITY_WORLD, "no entry: world".to_owned()))
+    Ok((IDENTITY_WORLD, "no entry: world"))
 }

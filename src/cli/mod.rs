@@ -37,7 +37,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::bench;
 use crate::doctor::behaviour;
 use crate::error::{Error, Result};
-use crate::output::{self, Output};
+use crate::output::{self, Output, PROSE};
 use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 
 /// Makes TCP between two processes of this machine skip the TCP/IP stack.
@@ -45,7 +45,7 @@ use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
 #[command(
     name = "sockaccel",
     version,
-    max_term_width = 100,
+    max_term_width = PROSE.into(),
     infer_long_args = true,
     disable_help_flag = true,
     disable_version_flag = true,
@@ -157,15 +157,6 @@ enum Command {
     DoctorPeer(behaviour::PeerOptions),
 }
 
-impl Command {
-    fn failed(&self, error: Error) -> Error {
-        match self {
-            Self::Run(_) => run::failed(error),
-            _ => error,
-        }
-    }
-}
-
 /// Exit status of a command line that makes no sense.
 pub const USAGE: u8 = 2;
 
@@ -256,8 +247,12 @@ impl Cli {
                 pretty: self.global.pretty,
                 bold: output::bold(self.global.color),
             },
-            place: Place::new(&self.global.instance, &self.global.bpffs)
-                .map_err(|e| self.command.failed(e))?,
+            place: Place::new(&self.global.instance, &self.global.bpffs).map_err(
+                |error| match self.command {
+                    Command::Run(_) => run::failed(error),
+                    _ => error,
+                },
+            )?,
         };
         match self.command {
             Command::Run(args) => return run::run(&context, &args),

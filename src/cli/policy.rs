@@ -14,7 +14,7 @@ use crate::maps::Table;
 use crate::maps::layout::{
     Addr, Endpoint, IDENTITY_ANY, POLICY_DEFAULT_DENY, POLICY_RULE, Policy, PolicyKey, VERDICT_DENY,
 };
-use crate::output::{say, table};
+use crate::output::table;
 use crate::state::tables::{default_deny, rule_key};
 use crate::state::{Change, Instance};
 use crate::words::{Direction, IPPROTO_TCP, Identity, Traffic, Verdict};
@@ -208,9 +208,8 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 })
                 .map(|(key, policy)| Row::new(key, policy))
                 .collect();
-            rows.sort_by(|a, b| {
-                let order = |r: &Row| (r.endpoint, r.direction.clone(), r.identity.clone(), r.port);
-                order(a).cmp(&order(b))
+            rows.sort_by_cached_key(|r| {
+                (r.endpoint, r.direction.clone(), r.identity.clone(), r.port)
             });
             explain_empty(
                 context,
@@ -269,9 +268,9 @@ fn add_rule(context: &Context, rules: &Rules, key: &PolicyKey, verdict: Verdict)
     if added.is_err() && first {
         rules.remove(&default)?;
     }
-    if first && added.is_ok() && !context.output.json {
+    if first && added.is_ok() {
         let row = Row::new(key, &value);
-        say(format_args!(
+        context.output.note(format_args!(
             "First {} rule of {}: what no rule of it allows stays on the stack from now on.",
             row.direction, row.endpoint
         ));
@@ -388,5 +387,13 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Word>().ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn an_absent_rule_is_looked_for_among_rules() {
+        let endpoint = IpAddr::from([10, 0, 0, 7]);
+        let key = rule_key(endpoint, Direction::Egress, Identity(7), None);
+        let text = absent(describe(&key)).to_string();
+        assert!(text.ends_with("sockaccel policy list"), "{text}");
     }
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::maps::Stats;
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{Outcome, REASONS, WHYS, counted};
 
 /// Reasons of each kind that are told at most.
 pub const TOP: usize = 5;
@@ -70,13 +70,11 @@ impl Reason {
 /// The most frequent reasons: first what keeps whole connections out, then
 /// what keeps messages of enrolled ones on the stack.
 pub fn top(stats: &Stats) -> Vec<Reason> {
-    [
-        most(&kept_out(stats), REASONS, "sockets"),
-        most(&stats.stack_why, WHYS, "messages"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let sockets = most(&kept_out(stats), REASONS, "sockets");
+    let messages = most(&stats.stack_why, WHYS, "messages");
+    let each = [sockets, messages].into_iter();
+    each.flat_map(|reasons| reasons.into_iter().take(TOP))
+        .collect()
 }
 
 /// Sockets that were skipped or ejected, by the index of [`REASONS`].
@@ -89,18 +87,15 @@ pub fn kept_out(stats: &Stats) -> Vec<u64> {
         .collect()
 }
 
-fn most(counts: &[u64], outcomes: &[Outcome], unit: &'static str) -> Vec<Reason> {
-    let mut reasons: Vec<Reason> = counts
-        .iter()
-        .zip(outcomes)
-        .filter(|(count, _)| **count > 0)
-        .map(|(count, outcome)| Reason {
+/// What was counted, the most frequent first.
+pub fn most(counts: &[u64], outcomes: &'static [Outcome], unit: &'static str) -> Vec<Reason> {
+    let mut reasons: Vec<Reason> = counted(counts, outcomes)
+        .map(|(outcome, count)| Reason {
             outcome: *outcome,
-            count: *count,
+            count,
             unit,
         })
         .collect();
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
-    reasons.truncate(TOP);
     reasons
 }

@@ -10,7 +10,7 @@ use super::entry::{IfExists, absent, add, del, explain_empty, finish};
 use crate::error::Result;
 use crate::maps::Table;
 use crate::maps::layout::{Service, ServiceKey};
-use crate::output::{say, table};
+use crate::output::{table, yes_or_no};
 use crate::state::{Change, Instance};
 use crate::words::ServiceName;
 
@@ -147,8 +147,10 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
 /// A service's connections are skipped when they are established, and a socket
 /// can be enrolled only then.
 fn say_new_only(context: &Context, change: Change) {
-    if change == Change::Done && !context.output.json {
-        say("Connections that stayed on the stack so far stay there; new ones are accelerated.");
+    if change == Change::Done {
+        context.output.note(
+            "Connections that stayed on the stack so far stay there; new ones are accelerated.",
+        );
     }
 }
 
@@ -159,7 +161,7 @@ fn to_table(rows: &[Row]) -> String {
             [
                 row.service.clone(),
                 row.protocol.to_owned(),
-                if row.accelerate { "yes" } else { "no" }.to_owned(),
+                yes_or_no(row.accelerate),
                 row.connections.to_string(),
             ]
         }),

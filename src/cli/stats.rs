@@ -18,7 +18,7 @@ use super::live::{ENDS, Live, Woken, seconds, timestamp};
 use super::metrics::to_openmetrics;
 use crate::error::{Error, Result, on};
 use crate::maps::Stats;
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{REASONS, WHYS, counted};
 use crate::output::{Counts, by_name, go_on, table, write};
 use crate::state::Instance;
 
@@ -203,15 +203,12 @@ fn rows(stats: &Stats) -> Vec<Row> {
             count,
         }]
     };
-    let each = |what, counts: &[u64], outcomes: &[Outcome]| {
-        counts
-            .iter()
-            .zip(outcomes)
-            .filter(|(count, _)| **count > 0)
-            .map(|(count, outcome)| Row {
+    let each = |what, counts: &[u64], outcomes| {
+        counted(counts, outcomes)
+            .map(|(outcome, count)| Row {
                 what,
                 reason: outcome.name,
-                count: *count,
+                count,
             })
             .collect()
     };

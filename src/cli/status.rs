@@ -9,9 +9,11 @@ use super::reasons::{self, Reason, TOP};
 use super::{Context, disable, stats};
 use crate::doctor::Risk;
 use crate::error::Result;
-use crate::maps::layout::{Config, Dump, SCOPE_ENDPOINTS};
+use crate::maps::layout::{Config, Dump};
 use crate::maps::{Stats, sockets};
+use crate::output::count;
 use crate::state::{self, Attached, Instance, Observer, cgroup};
+use crate::words::{Blocking, Scope};
 
 /// Runs `status`.
 pub fn run(context: &Context) -> Result<()> {
@@ -28,8 +30,8 @@ pub fn run(context: &Context) -> Result<()> {
         programs: programs(&config),
         draining: draining.state(),
         cgroups: attached.iter().map(CgroupState::from).collect(),
-        scope: scope(&config),
-        blocking_readers: blocking(&config),
+        scope: Scope::from_raw(config.scope).to_string(),
+        blocking_readers: Blocking::from(config.blocking != 0).to_string(),
         max_sockets: instance.max_sockets()?,
         splice_observer: instance.observer(),
         allowed_risks: Risk::from_bits(config.allow).collect(),
@@ -86,10 +88,8 @@ impl Draining {
         let shown = self.sockets.iter().take(TOP);
         lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
         if self.sockets.len() > TOP {
-            lines.push(format!(
-                "draining: {} more sockets",
-                self.sockets.len() - TOP
-            ));
+            let more = self.sockets.len() - TOP;
+            lines.push(format!("draining: {} more", count(more as u64, "socket")));
         }
         if !lines.is_empty() {
             lines.push("  To wait for it:  sockaccel disable   To drop it:  --now".to_owned());
@@ -140,9 +140,9 @@ pub struct State<'a> {
     /// The cgroups it is attached to.
     cgroups: Vec<CgroupState>,
     /// `local` or `endpoints`.
-    scope: &'a str,
+    scope: String,
     /// `skip` or `accelerate`.
-    blocking_readers: &'a str,
+    blocking_readers: String,
     /// Sockets that can be enrolled at one time.
     max_sockets: u32,
     /// How calls of splice(2) are seen: `tracepoint` or `fentry`; null where its pin is gone.
@@ -171,22 +171,6 @@ struct CgroupState {
     path: Option<PathBuf>,
 }
 
-fn scope(config: &Config) -> &'static str {
-    if config.scope == SCOPE_ENDPOINTS {
-        "endpoints"
-    } else {
-        "local"
-    }
-}
-
-fn blocking(config: &Config) -> &'static str {
-    if config.blocking != 0 {
-        "accelerate"
-    } else {
-        "skip"
-    }
-}
-
 fn to_text(
     instance: &Instance,
     config: &Config,
@@ -206,8 +190,8 @@ fn to_text(
         } else {
             "not set up to the end (run enable again)"
         },
-        scope(config),
-        blocking(config),
+        Scope::from_raw(config.scope),
+        Blocking::from(config.blocking != 0),
     )];
     lines.extend(attached.iter().map(cgroup_text));
     lines.extend(draining.lines());

@@ -3,7 +3,6 @@
 use super::Context;
 use super::entry::InstanceChanged;
 use crate::error::Result;
-use crate::output::say;
 use crate::state::{Change, upgrade};
 
 /// Options of `upgrade`.
@@ -22,12 +21,10 @@ pub struct Args {
 /// Runs `upgrade`.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let change = upgrade(&context.place, args.again)?;
-    if !context.output.json {
-        say(match change {
-            Change::Done => "The programs are those of this version now.",
-            Change::Nothing => "The programs are those of this version already: nothing to do.",
-        });
-    }
+    context.output.note(match change {
+        Change::Done => "The programs are those of this version now.",
+        Change::Nothing => "The programs are those of this version already: nothing to do.",
+    });
     context
         .output
         .print_json(&InstanceChanged::new(context, change))

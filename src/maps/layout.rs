@@ -89,7 +89,7 @@ pub struct Conn {
     pub gate: u32,
     pub poisoned: u32,
     pub left: u32,
-    pub ejected: u32,
+    pub accounted: u32,
     pub timer: [u64; 2],
     pub looks: u32,
     pub suspect: u32,

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::outcome::{Outcome, counted};
 
 /// How to print, from the global options.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,6 +42,13 @@ impl Output {
             write(&self.to_json(value)?)
         } else {
             Ok(())
+        }
+    }
+
+    /// Says something on standard error to people who read no JSON.
+    pub fn note(self, text: impl Display) {
+        if !self.json {
+            say(text);
         }
     }
 
@@ -93,6 +101,9 @@ pub fn bold(when: clap::ColorChoice) -> bool {
     }
 }
 
+/// Columns of prose that no terminal reads, as of help.
+pub const PROSE: u16 = 100;
+
 /// Rows up to which a table is fitted to the width of a terminal: it takes some
 /// time for each, and who looks at so many pages through them.
 const FITTED: usize = 1000;
@@ -110,12 +121,40 @@ pub fn table<R: IntoIterator<Item = String>>(
     }
 }
 
+/// A table of sentences, which are folded also where no terminal reads them.
+pub fn prose_table<R: IntoIterator<Item = String>>(
+    header: &[&str],
+    rows: impl IntoIterator<Item = R>,
+) -> String {
+    fitted(upper(header, rows), ContentArrangement::Dynamic)
+}
+
 /// The same, as wide as it gets.
 pub fn wide_table<R: IntoIterator<Item = String>>(
     header: &[&str],
     rows: impl IntoIterator<Item = R>,
 ) -> String {
     aligned(&upper(header, rows))
+}
+
+/// `1 socket`, `2 sockets`, `2 processes`
+pub fn count(n: u64, noun: &str) -> String {
+    let end = match n {
+        1 => "",
+        _ if noun.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{n} {noun}{end}")
+}
+
+/// What a cell says of a flag.
+pub fn yes_or_no(flag: bool) -> String {
+    if flag { "yes" } else { "no" }.to_owned()
+}
+
+/// What a cell says of a value that may be missing.
+pub fn or_dash(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// Columns of the terminal that standard output is, if it is one.
@@ -133,11 +172,14 @@ fn upper<R: IntoIterator<Item = String>>(
         .collect()
 }
 
-/// As wide as the terminal, with line breaks in the cells.
+/// As wide as the terminal, or as help is, with line breaks in the cells.
 fn fitted(rows: Vec<Vec<String>>, how: ContentArrangement) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(how);
+    if table.width().is_none() {
+        table.set_width(PROSE);
+    }
     let mut rows = rows.into_iter();
     table.set_header(rows.next().unwrap_or_default());
     table.add_rows(rows);
@@ -185,13 +227,9 @@ impl Serialize for Counts {
 }
 
 /// An object of counters by name, those that are 0 left out.
-pub fn by_name(counts: &[u64], names: &[crate::outcome::Outcome]) -> Counts {
-    let above_0 = counts.iter().zip(names).filter(|(count, _)| **count > 0);
-    Counts(
-        above_0
-            .map(|(count, outcome)| (outcome.name, *count))
-            .collect(),
-    )
+pub fn by_name(counts: &[u64], names: &'static [Outcome]) -> Counts {
+    let above_0 = counted(counts, names).map(|(outcome, count)| (outcome.name, count));
+    Counts(above_0.collect())
 }
 
 #[cfg(test)]
@@ -200,6 +238,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_counted_has_its_number() {
+        let told = [(0, "byte"), (1, "process"), (2, "process"), (3, "socket")];
+        let told = told.map(|(n, noun)| count(n, noun)).join(", ");
+        assert_eq!(told, "0 bytes, 1 process, 2 processes, 3 sockets");
+    }
+
+    #[test]
+    fn prose_is_folded_where_no_terminal_reads_it() {
+        let words = "word ".repeat(60);
+        let text = prose_table(&["a", "b"], [[words.clone(), words]]);
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= columns().or(Some(PROSE.into())), "{text}");
+    }
 
     proptest! {
         /// Whether a terminal reads it makes no difference to a table that fits.

@@ -80,7 +80,7 @@ type Pair = [Candidate; 2];
 type Left = Vec<(Candidate, &'static Outcome)>;
 
 fn reason(name: &str) -> &'static Outcome {
-    &REASONS[outcome::index(REASONS, name).unwrap_or_default()]
+    &REASONS[outcome::index(REASONS, name) as usize]
 }
 
 /// Finds the two ends of each connection, by the sequence numbers that only they
@@ -322,4 +322,96 @@ fn within<T: Send>(netns: &File, body: impl FnOnce() -> io::Result<T> + Send) ->
             .join()
             .unwrap_or_else(|panic| resume_unwind(panic))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn candidate(cookie: u64, sent: u32, received: u32, judged: u32) -> Candidate {
+        Candidate {
+            cookie,
+            sent,
+            received,
+            judged,
+            ..Candidate::new_zeroed()
+        }
+    }
+
+    /// As the two ends of a connection show themselves, the client's first.
+    fn ends(cookie: u64, client: u32, server: u32) -> [Candidate; 2] {
+        let (client_next, server_next) = (client.wrapping_add(1), server.wrapping_add(1));
+        [
+            candidate(cookie, client, server_next, 0),
+            candidate(cookie + 1, server_next, client_next, 0),
+        ]
+    }
+
+    fn cookies(pairs: &[Pair]) -> Vec<[u64; 2]> {
+        pairs
+            .iter()
+            .map(|pair| pair.map(|end| end.cookie))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn two_ends_find_each_other_whatever_their_numbers(
+            client: u32, server: u32, turned: bool
+        ) {
+            let mut both = ends(1, client, server);
+            if turned {
+                both.reverse();
+            }
+            let (pairs, left) = meet(&both);
+            // Numbers that follow each other could be the other way round as well.
+            if client.wrapping_add(1) != server && server.wrapping_add(1) != client {
+                prop_assert_eq!(cookies(&pairs), vec![[1, 2]]);
+                prop_assert!(left.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_wrap() {
+        for (client, server) in [(u32::MAX, 7), (7, u32::MAX), (u32::MAX - 1, u32::MAX)] {
+            let (pairs, _) = meet(&ends(1, client, server));
+            assert_eq!(cookies(&pairs), [[1, 2]], "{client} {server}");
+        }
+    }
+
+    #[test]
+    fn who_is_left_and_why() {
+        let names = |left: &Left| -> Vec<(u64, &str)> {
+            left.iter()
+                .map(|(end, why)| (end.cookie, why.name))
+                .collect()
+        };
+        let [client, server] = ends(1, 1000, 2000);
+        let twin = Candidate {
+            cookie: 3,
+            ..server
+        };
+        let (pairs, left) = meet(&[client, server, twin]);
+        assert!(pairs.is_empty());
+        assert_eq!(
+            names(&left),
+            [(1, "ambiguous"), (2, "ambiguous"), (3, "ambiguous")]
+        );
+
+        let (pairs, left) = meet(&[client]);
+        assert!(pairs.is_empty());
+        assert_eq!(names(&left), [(1, "no_local_peer")]);
+
+        let stream = outcome::index(REASONS, "stream");
+        let judged = Candidate {
+            judged: stream,
+            ..server
+        };
+        let (pairs, left) = meet(&[client, judged]);
+        assert!(pairs.is_empty());
+        assert_eq!(names(&left), [(2, "stream"), (1, "peer_not_eligible")]);
+    }
 }

@@ -58,6 +58,7 @@ pub struct Direction {
     pattern: Pattern,
     plan: Plan,
     sent: AtomicU64,
+    messages: AtomicU64,
     received: AtomicU64,
 }
 
@@ -68,8 +69,14 @@ impl Direction {
             pattern: Pattern::new(tag),
             plan,
             sent: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
             received: AtomicU64::new(0),
         }
+    }
+
+    /// Writes so far.
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     pub fn received(&self) -> u64 {
@@ -122,6 +129,7 @@ impl<'a> Sender<'a> {
         match std::io::Write::write(&mut &*stream, bytes) {
             Ok(n) => {
                 direction.sent.store(sent + n as u64, Ordering::Relaxed);
+                direction.messages.fetch_add(1, Ordering::Relaxed);
                 self.lull = rng.one_in(direction.plan.lull_one_in);
                 true
             }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 /// Longest first: `>=` is not `>` and `=`.
 const OPERATORS: [(&str, Operator); 7] = [
@@ -98,27 +97,6 @@ impl fmt::Display for Comparison {
     }
 }
 
-/// `5s`, `500ms`, `1m`; a bare number is seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let (digits, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
-        Some(at) => text.split_at(at),
-        None => (text, "s"),
-    };
-    let seconds = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        _ => f64::NAN,
-    };
-    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    digits
-        .parse::<f64>()
-        .ok()
-        .filter(|_| plain)
-        .and_then(|number| Duration::try_from_secs_f64(number * seconds).ok())
-        .ok_or_else(|| format!("{text:?} is not a time, like 5s, 500ms or 1m"))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -156,28 +134,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn times() {
-        for (text, milliseconds) in [("5s", 5000), ("5", 5000), ("500ms", 500), ("1.5m", 90_000)] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
-        }
-        for bad in [
-            "",
-            "s",
-            "5h",
-            "-1s",
-            "5 s",
-            "1e3",
-            "99999999999999999999999s",
-        ] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
     proptest! {
         #[test]
         fn parsers_never_panic(text in ".*") {
-            let _ = (text.parse::<Comparison>(), duration(&text));
+            let _ = text.parse::<Comparison>();
         }
 
         #[test]

@@ -100,14 +100,10 @@ impl fmt::Display for Whose {
 /// All of them at one moment.
 #[derive(Debug)]
 pub struct Figures {
-    redirected_bytes: u64,
-    redirected_messages: u64,
-    stack_bytes: u64,
-    stack_messages: u64,
-    enrolled: u64,
-    paired: u64,
+    /// Each.
+    pub by_name: ByName,
     /// Of the whole instance; not with `--for`.
-    stats: Option<Stats>,
+    pub stats: Option<Stats>,
 }
 
 /// The figures, as JSON has them.
@@ -136,26 +132,38 @@ impl Figures {
     pub fn read(instance: &Instance, whose: Option<&Whose>) -> Result<Self> {
         let Some(whose) = whose else {
             let stats = Stats::read(&instance.dir())?;
-            return Ok(Self {
+            let by_name = ByName {
+                redirected_share: share(stats.redirected_bytes, stats.stack_bytes),
                 redirected_bytes: stats.redirected_bytes,
                 redirected_messages: stats.redirected_messages,
                 stack_bytes: stats.stack_bytes,
                 stack_messages: stats.stack_messages,
                 enrolled: stats.enrolled(),
                 paired: stats.paired,
+                skipped: Some(reasons::kept_out(&stats).iter().sum()),
+            };
+            return Ok(Self {
+                by_name,
                 stats: Some(stats),
             });
         };
         let records = sockets::read(&instance.dir())?;
         let chosen = choose(whose, &records)?;
         let sum = |field: fn(&Dump) -> u64| chosen.iter().map(|record| field(record)).sum();
-        Ok(Self {
-            redirected_bytes: sum(|r| r.sock.redirected_bytes),
+        let redirected_bytes = sum(|r| r.sock.redirected_bytes);
+        let stack_bytes = sum(|r| r.sock.stack_bytes);
+        let by_name = ByName {
+            redirected_share: share(redirected_bytes, stack_bytes),
+            redirected_bytes,
             redirected_messages: sum(|r| r.sock.redirected_messages),
-            stack_bytes: sum(|r| r.sock.stack_bytes),
+            stack_bytes,
             stack_messages: sum(|r| r.sock.stack_messages),
             enrolled: chosen.len() as u64,
             paired: sum(|r| u64::from(r.sock.peer_cookie != 0)),
+            skipped: None,
+        };
+        Ok(Self {
+            by_name,
             stats: None,
         })
     }
@@ -163,18 +171,16 @@ impl Figures {
     /// One of them.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     pub fn value(&self, figure: Figure) -> f64 {
+        let all = &self.by_name;
         let count = match figure {
-            Figure::RedirectedShare => {
-                let all = self.redirected_bytes + self.stack_bytes;
-                return self.redirected_bytes as f64 / all.max(1) as f64;
-            }
-            Figure::RedirectedBytes => self.redirected_bytes,
-            Figure::RedirectedMessages => self.redirected_messages,
-            Figure::StackBytes => self.stack_bytes,
-            Figure::StackMessages => self.stack_messages,
-            Figure::Enrolled => self.enrolled,
-            Figure::Paired => self.paired,
-            Figure::Skipped => return self.kept_out("any"),
+            Figure::RedirectedShare => return all.redirected_share,
+            Figure::RedirectedBytes => all.redirected_bytes,
+            Figure::RedirectedMessages => all.redirected_messages,
+            Figure::StackBytes => all.stack_bytes,
+            Figure::StackMessages => all.stack_messages,
+            Figure::Enrolled => all.enrolled,
+            Figure::Paired => all.paired,
+            Figure::Skipped => all.skipped.unwrap_or(0),
         };
         count as f64
     }
@@ -194,32 +200,16 @@ impl Figures {
         count as f64
     }
 
-    /// The counters of the whole instance, if it is about those.
-    pub fn stats(&self) -> Option<&Stats> {
-        self.stats.as_ref()
-    }
-
     /// Sockets that all this is about.
     pub fn sockets(&self) -> u64 {
-        self.stats
-            .as_ref()
-            .map_or(self.enrolled, |stats| stats.seen)
+        let seen = self.stats.as_ref().map(|stats| stats.seen);
+        seen.unwrap_or(self.by_name.enrolled)
     }
+}
 
-    /// By name.
-    pub fn to_json(&self) -> ByName {
-        let kept_out = |stats| reasons::kept_out(stats).iter().sum();
-        ByName {
-            redirected_share: self.value(Figure::RedirectedShare),
-            redirected_bytes: self.redirected_bytes,
-            redirected_messages: self.redirected_messages,
-            stack_bytes: self.stack_bytes,
-            stack_messages: self.stack_messages,
-            enrolled: self.enrolled,
-            paired: self.paired,
-            skipped: self.stats.as_ref().map(kept_out),
-        }
-    }
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn share(redirected: u64, stack: u64) -> f64 {
+    redirected as f64 / (redirected + stack).max(1) as f64
 }
 
 fn choose<'a>(whose: &Whose, records: &'a [Dump]) -> Result<Vec<&'a Dump>> {

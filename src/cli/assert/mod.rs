@@ -15,9 +15,10 @@ use super::Context;
 use super::reasons::{self, Counted, Reason};
 use crate::error::{Error, Result};
 use crate::outcome::REASONS;
-use crate::output::table;
+use crate::output::{table, yes_or_no};
 use crate::state::Instance;
-use claim::{Comparison, duration};
+use crate::words::duration;
+use claim::Comparison;
 use figures::{ByName, Figure, Figures, Whose};
 
 /// Between two looks while waiting.
@@ -130,7 +131,7 @@ pub struct Outcome<'a> {
     /// Each of them.
     claims: &'a [Finding],
     /// All figures.
-    figures: ByName,
+    figures: &'a ByName,
     /// The most frequent reasons; empty with `--for`.
     not_accelerated: Vec<Counted>,
 }
@@ -197,13 +198,13 @@ fn tell(
     waited: Duration,
 ) -> Result<()> {
     let holds = findings.iter().all(|finding| finding.holds);
-    let reasons = figures.stats().map(reasons::top).unwrap_or_default();
+    let reasons = figures.stats.as_ref().map(reasons::top).unwrap_or_default();
     let value = Outcome {
         holds,
         whose: args.whose.as_ref().map(ToString::to_string),
         waited_seconds: waited.as_secs_f64(),
         claims: findings,
-        figures: figures.to_json(),
+        figures: &figures.by_name,
         not_accelerated: reasons.iter().map(Reason::to_json).collect(),
     };
     context.output.print(&value, || {
@@ -214,7 +215,7 @@ fn tell(
                     finding.figure.clone(),
                     finding.wanted.clone(),
                     number(finding.value).to_string(),
-                    if finding.holds { "yes" } else { "no" }.to_owned(),
+                    yes_or_no(finding.holds),
                 ]
             }),
         )

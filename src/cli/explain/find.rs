@@ -5,13 +5,15 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
+use crate::cli::addr::{local, remote};
 use crate::error::Result;
-use crate::maps::layout::{Addr, Conn, Dump, Passed, Side, Sock, Tuple};
+use crate::maps::layout::{Conn, Dump, Passed, ROLE_ACTIVE, Side, Sock, Tuple};
 use crate::maps::{Table, sockets};
 use crate::state::process::{self, OpenSocket, sockets_of};
 use crate::state::{Instance, cgroup, sock_diag};
@@ -67,6 +69,9 @@ pub struct Look {
     pub cgroup: Option<String>,
 }
 
+/// Paths of cgroups by id: each takes a walk over all of them.
+pub type Paths = HashMap<u64, String>;
+
 /// Both sockets of a connection, as far as they are known; the client first where
 /// that is known.
 #[derive(Debug, Clone)]
@@ -85,46 +90,44 @@ pub struct Found {
     /// Connections beyond the limit.
     pub more: usize,
     /// Processes whose sockets may not be looked at.
-    pub hidden: usize,
+    pub hidden: u64,
 }
 
 /// Finds them, at most so many.
 pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> {
-    let dir = instance.dir();
-    let records: Table<i32, Sock> = Table::open(&dir, "sa_socks")?;
-    let (mut ends, holders, hidden) = open_sockets(&records, wanted)?;
+    // Before the table is read: what is enrolled meanwhile is no end at all, not one
+    // that has left the table.
+    let open = sockets_of(process::all());
+    let mut ends = enrolled(&instance.dir())?;
+    let (holders, hidden) = merge_open(instance, &mut ends, &open, wanted)?;
     merge_tables(instance, &mut ends)?;
-    let chosen: Vec<u64> = {
-        let mut chosen: Vec<&End> = ends
-            .values()
-            .filter(|end| fits(end, wanted, &holders))
-            .collect();
-        // The client's side first: it begins the connection.
-        chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
-        chosen.iter().map(|end| end.cookie).collect()
-    };
+    let mut chosen: Vec<&End> = ends
+        .values()
+        .filter(|end| fits(end, wanted, &holders))
+        .collect();
+    // The client's side first: it begins the connection.
+    chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
     let peers = Peers::new(&ends);
     let mut connections: Vec<Connection> = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
     let mut more = 0;
-    for cookie in chosen {
-        if told.contains(&cookie) {
+    for first in chosen {
+        if !told.insert(first.cookie) {
             continue;
         }
-        let first = ends[&cookie].clone();
-        let second = peers.of(&first).cloned();
-        told.insert(cookie);
-        told.extend(second.as_ref().map(|end| end.cookie));
+        let second = peers.of(first);
+        told.extend(second.map(|end| end.cookie));
         if connections.len() == limit {
             more += 1;
             continue;
         }
-        connections.push(match second {
-            Some(second) if second.role() == Some(true) => Connection {
-                first: second,
-                second: Some(first),
-            },
-            second => Connection { first, second },
+        let (first, second) = match second {
+            Some(second) if second.role() == Some(true) => (second, Some(first)),
+            _ => (first, second),
+        };
+        connections.push(Connection {
+            first: first.clone(),
+            second: second.cloned(),
         });
     }
     Ok(Found {
@@ -138,58 +141,87 @@ type Ends = HashMap<u64, End>;
 /// Cookies of the sockets that the wanted process has open.
 type Holders = HashSet<u64>;
 
-/// Every connected TCP socket that some process has open, in whatever network
-/// namespace: each is asked itself.
-fn open_sockets(records: &Table<i32, Sock>, wanted: Wanted) -> Result<(Ends, Holders, usize)> {
-    let mut ends = Ends::new();
-    let mut by_inode: HashMap<u64, Option<u64>> = HashMap::new();
+/// The sockets in `sa_sockhash`.
+fn enrolled(dir: &Path) -> Result<Ends> {
+    let end = |dump: Dump| {
+        let sock = dump.sock;
+        let end = End {
+            enrolled: Some(dump),
+            record: Some(sock),
+            ..End::known(sock.cookie, sock.netns_cookie, &sock.tuple)
+        };
+        (sock.cookie, end)
+    };
+    Ok(sockets::read(dir)?.into_iter().map(end).collect())
+}
+
+/// Who has these open, and every other connected TCP socket that some process has
+/// open, in whatever network namespace: each of them is asked itself.
+fn merge_open(
+    instance: &Instance,
+    ends: &mut Ends,
+    open: &[OpenSocket],
+    wanted: Wanted,
+) -> Result<(Holders, u64)> {
+    let records: Table<i32, Sock> = instance.table("sa_socks")?;
+    let known = ends.values().filter_map(|end| end.enrolled);
+    let mut by_inode: HashMap<u64, Option<u64>> = known
+        .filter(|dump| dump.inode != 0)
+        .map(|dump| (dump.inode.into(), Some(dump.sock.cookie)))
+        .collect();
     let mut holders = Holders::new();
     let mut hidden = 0;
-    for pid in process::all() {
-        let open = sockets_of([pid]);
-        if open.is_empty() {
-            continue;
-        }
+    for open in open.chunk_by(|a, b| a.pid == b.pid) {
+        let pid = open[0].pid;
         let Ok(process) = Process::open(pid) else {
             continue;
         };
         let mut refused = false;
         for socket in open {
-            if let Entry::Vacant(slot) = by_inode.entry(socket.inode) {
-                let fd = match process.descriptor(socket.fd) {
-                    Ok(fd) => fd,
+            let cookie = match by_inode.entry(socket.inode) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(slot) => match process.descriptor(socket.fd) {
+                    Ok(fd) => {
+                        let end = ask(&fd, &records)?;
+                        let cookie = end.as_ref().map(|end| end.cookie);
+                        ends.extend(end.map(|end| (end.cookie, end)));
+                        *slot.insert(cookie)
+                    }
                     Err(e) => {
                         refused |= e.kind() == std::io::ErrorKind::PermissionDenied;
                         continue;
                     }
-                };
-                let end = ask(&fd, socket, records)?;
-                slot.insert(end.as_ref().map(|end| end.cookie));
-                ends.extend(end.map(|end| (end.cookie, end)));
-            }
-            if matches!(wanted, Wanted::Pid(wanted) if wanted == pid) {
-                holders.extend(by_inode.get(&socket.inode).copied().flatten());
+                },
+            };
+            if let Some(end) = cookie.and_then(|cookie| ends.get_mut(&cookie)) {
+                end.open.get_or_insert(*socket);
+                if matches!(wanted, Wanted::Pid(wanted) if wanted == pid) {
+                    holders.insert(end.cookie);
+                }
             }
         }
-        hidden += usize::from(refused);
+        hidden += u64::from(refused);
     }
-    Ok((ends, holders, hidden))
+    Ok((holders, hidden))
 }
 
 /// `None` for what is no connected TCP socket.
-fn ask(fd: &OwnedFd, open: OpenSocket, records: &Table<i32, Sock>) -> Result<Option<End>> {
+fn ask(fd: &OwnedFd, records: &Table<i32, Sock>) -> Result<Option<End>> {
+    let number = |name| pidfd::option::<u64>(fd, libc::SOL_SOCKET, name).unwrap_or(0);
     let protocol: i32 = pidfd::option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0);
-    let cookie: u64 = pidfd::option(fd, libc::SOL_SOCKET, libc::SO_COOKIE).unwrap_or(0);
-    let (Some((local, remote)), true) = (names(fd), protocol == libc::IPPROTO_TCP && cookie != 0)
-    else {
+    if protocol != libc::IPPROTO_TCP {
+        return Ok(None);
+    }
+    let cookie = number(libc::SO_COOKIE);
+    let Some((local, remote)) = names(fd).filter(|_| cookie != 0) else {
         return Ok(None);
     };
     Ok(Some(End {
         cookie,
         local: canonical(local),
         remote: canonical(remote),
-        netns_cookie: pidfd::option(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).unwrap_or(0),
-        open: Some(open),
+        netns_cookie: number(libc::SO_NETNS_COOKIE),
+        open: None,
         enrolled: None,
         record: records
             .get(&fd.as_raw_fd())?
@@ -219,38 +251,8 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-fn ends_of(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
-    let end = |addr: Addr, port| SocketAddr::new(addr.ip(), port);
-    (
-        end(tuple.local, tuple.local_port),
-        end(tuple.remote, tuple.remote_port),
-    )
-}
-
-/// What the tables know of these and of others.
+/// What the other tables know of these and of others.
 fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
-    let known = |cookie: u64, netns_cookie: u64, tuple: &Tuple| {
-        let (local, remote) = ends_of(tuple);
-        End {
-            cookie,
-            local,
-            remote,
-            netns_cookie,
-            open: None,
-            enrolled: None,
-            record: None,
-            side: None,
-            passed: None,
-        }
-    };
-    for dump in sockets::read(&instance.dir())? {
-        let sock = dump.sock;
-        let end = ends
-            .entry(sock.cookie)
-            .or_insert_with(|| known(sock.cookie, sock.netns_cookie, &sock.tuple));
-        end.record = Some(sock);
-        end.enrolled = Some(dump);
-    }
     if ends.values().any(|end| end.record.is_none()) {
         for (_, passed) in instance.table::<u32, Passed>("sa_passed")?.entries()? {
             if let Some(end) = ends.get_mut(&passed.cookie) {
@@ -268,7 +270,7 @@ fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
                 continue;
             }
             ends.entry(side.cookie)
-                .or_insert_with(|| known(side.cookie, side.netns_cookie, &side.tuple))
+                .or_insert_with(|| End::known(side.cookie, side.netns_cookie, &side.tuple))
                 .side = Some(side);
         }
     }
@@ -349,9 +351,23 @@ impl<'a> Peers<'a> {
 }
 
 impl End {
+    /// One that only the tables know of.
+    fn known(cookie: u64, netns_cookie: u64, tuple: &Tuple) -> Self {
+        Self {
+            cookie,
+            local: local(tuple),
+            remote: remote(tuple),
+            netns_cookie,
+            open: None,
+            enrolled: None,
+            record: None,
+            side: None,
+            passed: None,
+        }
+    }
+
     /// Whether it connected; `None` where that is not known.
     pub fn role(&self) -> Option<bool> {
-        use crate::maps::layout::ROLE_ACTIVE;
         let role = self
             .record
             .map(|sock| sock.role)
@@ -376,7 +392,7 @@ impl End {
     }
 
     /// Looks at the socket itself, if some process has it open still.
-    pub fn look(&self) -> Option<Look> {
+    pub fn look(&self, paths: &mut Paths) -> Option<Look> {
         let open = self.open?;
         let fd = Process::open(open.pid).ok()?.descriptor(open.fd).ok()?;
         let cookie: u64 = pidfd::option(&fd, libc::SOL_SOCKET, libc::SO_COOKIE).ok()?;
@@ -387,7 +403,7 @@ impl End {
         Some(Look {
             nonblocking: OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK),
             options: options(&fd),
-            cgroup: cgroup_path(&fd, self.cookie),
+            cgroup: cgroup_path(&fd, self.cookie, paths),
         })
     }
 }
@@ -424,11 +440,12 @@ fn options(fd: &OwnedFd) -> Vec<&'static str> {
     .collect()
 }
 
-fn cgroup_path(fd: &OwnedFd, cookie: u64) -> Option<String> {
+fn cgroup_path(fd: &OwnedFd, cookie: u64, paths: &mut Paths) -> Option<String> {
     let (local, remote) = names(fd)?;
     let id = sock_diag::cgroup_of(pidfd::netns_of(fd).ok()?, local, remote, cookie)?;
-    Some(cgroup::path_of(id).map_or_else(
-        || format!("id {id} (removed)"),
-        |path| path.display().to_string(),
-    ))
+    let find = || match cgroup::path_of(id) {
+        Some(path) => path.display().to_string(),
+        None => format!("id {id} (removed)"),
+    };
+    Some(paths.entry(id).or_insert_with(find).clone())
 }

@@ -13,9 +13,9 @@ use super::addr::end;
 use crate::error::{Error, Result};
 use crate::maps::layout::PATH_REDIRECT;
 use crate::outcome::REASONS;
-use crate::output::say;
+use crate::output::count;
 use crate::state::{Instance, process};
-use find::{Connection, End, Look, Wanted, canonical, find};
+use find::{Connection, End, Look, Paths, Wanted, canonical, find};
 use rules::{Direction, Rule, Seen, Setting};
 
 /// Options of `explain`.
@@ -71,10 +71,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let wanted = args.wanted()?;
     let instance = Instance::open(&context.place)?;
     let found = find(&instance, wanted, args.limit)?;
-    if found.hidden > 0 && !context.output.json {
-        say(format_args!(
-            "sockaccel: the sockets of {} processes may not be looked at",
-            found.hidden
+    if found.hidden > 0 {
+        context.output.note(format_args!(
+            "sockaccel: the sockets of {} may not be looked at",
+            count(found.hidden, "process")
         ));
     }
     if found.connections.is_empty() {
@@ -85,10 +85,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         attached: instance.attached()?,
         instance: &instance,
     };
+    let mut paths = Paths::new();
     let explained = found
         .connections
         .into_iter()
-        .map(|connection| explain(&setting, connection))
+        .map(|connection| explain(&setting, &mut paths, connection))
         .collect::<Result<Vec<_>>>()?;
     let value = Explanations {
         instance: instance.name(),
@@ -125,10 +126,10 @@ fn absent(wanted: Wanted) -> Error {
     Error::Failed(format!("{what}\n  {way_out}"))
 }
 
-fn explain(setting: &Setting<'_>, connection: Connection) -> Result<Explained> {
+fn explain(setting: &Setting<'_>, paths: &mut Paths, connection: Connection) -> Result<Explained> {
     let looks = [
-        connection.first.look(),
-        connection.second.as_ref().and_then(End::look),
+        connection.first.look(paths),
+        connection.second.as_ref().and_then(|end| end.look(paths)),
     ];
     let first = Seen {
         end: &connection.first,

@@ -8,21 +8,24 @@ use serde::Serialize;
 use super::find::{End, Look};
 use crate::cli::addr::end;
 use crate::cli::{identity, policy};
-use crate::error::Result;
+use crate::error::{Result, instance_option};
 use crate::maps::layout::{
     Addr, Cidr, Config, EGRESS, Endpoint, FILTER_EXCLUDE, FILTER_INCLUDE, INGRESS, PATH_REDIRECT,
-    Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Tuple,
+    Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Sock, Tuple,
 };
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{Outcome, REASONS, WHYS, index};
+use crate::output::count;
 use crate::state::{Attached, Instance};
-use crate::words::{IPPROTO_TCP, Verdict};
+use crate::words::{Blocking, IPPROTO_TCP, Verdict};
 
 /// `enum sa_mark`
 const MARK_SPLICING: u32 = 1;
-/// Indices of [`REASONS`].
-const NO_LOCAL_PEER: u32 = 1;
-const BLOCKING_READER: u32 = 2;
-const FILTERED: u32 = 4;
+const NO_LOCAL_PEER: u32 = index(REASONS, "no_local_peer");
+const BLOCKING_READER: u32 = index(REASONS, "blocking_reader");
+const FILTERED: u32 = index(REASONS, "filtered");
+const UNPAIRED: u32 = index(WHYS, "unpaired");
+const PEER_STATE: u32 = index(WHYS, "peer_state");
+const CHANGING: u32 = index(WHYS, "changing");
 
 /// One rule, and what it says of this direction.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -213,7 +216,7 @@ impl Setting<'_> {
             )),
             Some((path, None)) => rules.push(
                 Rule::new("cgroup", end.record.is_some(), format!("the {who}'s socket belongs to cgroup {path}, which is not enabled: {process}"))
-                    .remedy(format!("sockaccel enable --cgroup {path}{}, then let the program connect again", self.option())),
+                    .remedy(format!("sockaccel enable --cgroup {path}{}, then let the program connect again", instance_option(self.instance.name()))),
             ),
             None => rules.push(Rule::new("cgroup", None, format!("the {who}'s cgroup cannot be seen: {process}"))),
         }
@@ -230,7 +233,10 @@ impl Setting<'_> {
                     false,
                     format!("the {who}'s socket was established before its cgroup was enabled"),
                 )
-                .remedy("let the program connect again: connections that existed before are not touched"),
+                .remedy(format!(
+                    "sockaccel adopt{}, or let the program connect again",
+                    instance_option(self.instance.name())
+                )),
                 (None, Some((_, None))) => Rule::new(
                     "established",
                     false,
@@ -260,13 +266,6 @@ impl Setting<'_> {
         rules
     }
 
-    fn option(&self) -> String {
-        match self.instance.name() {
-            crate::state::DEFAULT_INSTANCE => String::new(),
-            name => format!(" --instance {name}"),
-        }
-    }
-
     /// Pair, filters, services, scope, policy and what was cached of them.
     fn tables(&self, from: &End, to: Option<&End>, mine: &Tuple) -> Result<Vec<Rule>> {
         let mut rules = vec![pair(from, to)];
@@ -283,6 +282,9 @@ impl Setting<'_> {
             (theirs, *mine)
         };
         rules.push(self.filter(&client, &server, from.role() == Some(true))?);
+        if self.config.changing % 2 == 1 {
+            rules.push(unfinished(from));
+        }
         rules.push(self.service(&client)?);
         if self.config.scope == SCOPE_ENDPOINTS {
             let endpoint = self
@@ -479,7 +481,7 @@ impl Setting<'_> {
                 accelerate,
                 format!(
                     "the receiver's socket is blocking now; blocking readers: {}",
-                    if accelerate { "accelerate" } else { "skip" }
+                    Blocking::from(accelerate)
                 ),
             )
             .remedy(outcome(REASONS, BLOCKING_READER).remedy),
@@ -529,13 +531,13 @@ impl Setting<'_> {
                 "budget",
                 within || unread.0 == 0,
                 format!(
-                    "{} of {} messages and {} of {} bytes since the receiver's queue was last empty; {} messages, {} bytes unread now",
+                    "{} of {} messages and {} of {} bytes since the receiver's queue was last empty; {}, {} unread now",
                     sock.queued_messages,
                     config.budget_messages,
                     sock.queued_bytes,
                     config.budget_bytes,
-                    unread.0,
-                    unread.1
+                    count(unread.0.into(), "message"),
+                    count(unread.1, "byte")
                 ),
             ),
             Rule::new(
@@ -551,11 +553,11 @@ impl Setting<'_> {
                 "history",
                 None,
                 format!(
-                    "{} promotions, {} demotions; {} messages ({} bytes) redirected, {} ({}) by the stack",
-                    sock.promotions,
-                    sock.demotions,
-                    sock.redirected_messages,
-                    sock.redirected_bytes,
+                    "{}, {}; {} ({}) redirected, {} ({}) by the stack",
+                    count(sock.promotions.into(), "promotion"),
+                    count(sock.demotions.into(), "demotion"),
+                    count(sock.redirected_messages, "message"),
+                    count(sock.redirected_bytes, "byte"),
                     sock.stack_messages,
                     sock.stack_bytes
                 ),
@@ -585,6 +587,21 @@ fn refused(who: &str, how: &str, reason: u32) -> Rule {
         about_peer: ["no_local_peer", "peer_not_eligible"].contains(&name),
         ..Rule::new("enrolled", false, evidence).remedy(remedy)
     }
+}
+
+/// The tables are neither the old ones nor the new ones.
+fn unfinished(from: &End) -> Rule {
+    let is_judged = |sock: Sock| {
+        sock.generation != 0 && ![CHANGING, UNPAIRED, PEER_STATE].contains(&sock.verdict)
+    };
+    let judged = from.record.is_some_and(is_judged);
+    let what = if judged {
+        "this direction keeps its verdict"
+    } else {
+        "what was not judged before stays on the stack"
+    };
+    let evidence = format!("an apply is under way or was killed half-way: {what}");
+    Rule::new("apply", judged, evidence).remedy(outcome(WHYS, CHANGING).remedy)
 }
 
 fn pair(from: &End, to: Option<&End>) -> Rule {
@@ -625,21 +642,5 @@ fn pair(from: &End, to: Option<&End>) -> Rule {
                 sock.conn_id
             ),
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_are_where_they_are_looked_for() {
-        for (index, name) in [
-            (NO_LOCAL_PEER, "no_local_peer"),
-            (BLOCKING_READER, "blocking_reader"),
-            (FILTERED, "filtered"),
-        ] {
-            assert_eq!(outcome(REASONS, index).name, name);
-        }
     }
 }

@@ -134,11 +134,7 @@ fn is_unnamed(place: &Place) -> bool {
 
 /// Asks the kernel, and warns; gives the bits of the risks that are taken.
 fn accepted(args: &Args) -> Result<u32> {
-    let allowed = [
-        Risk::from_env().map_err(|e| Error::Usage(e.to_string()))?,
-        args.tuning.allow.clone(),
-    ]
-    .concat();
+    let allowed = [Risk::from_env()?, args.tuning.allow.clone()].concat();
     let report = doctor::before_run(&args.command, &allowed)?;
     for warning in &report.warnings {
         let of_fionread = *warning == report.fionread.to_string();

@@ -10,11 +10,13 @@ use serde::Serialize;
 use crate::cli::reasons::{self, Counted, Reason};
 use crate::cli::stats;
 use crate::maps::Stats;
-use crate::outcome::REASONS;
+use crate::outcome::{REASONS, index};
+use crate::output::count;
 use crate::state::temporary::{Remains, Stale};
 
 /// Processes that are named at most.
 const NAMED: usize = 8;
+const NO_LOCAL_PEER: usize = index(REASONS, "no_local_peer") as usize;
 
 /// What became of the command's connections.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -97,7 +99,7 @@ impl Summary<'_> {
 }
 
 fn headline(stats: &Stats) -> String {
-    let outside = reasons::kept_out(stats)[no_local_peer()];
+    let outside = reasons::kept_out(stats)[NO_LOCAL_PEER];
     if stats.seen == 0 {
         "the command established no TCP connection".to_owned()
     } else if let Some(share) = stats
@@ -114,13 +116,6 @@ fn headline(stats: &Stats) -> String {
     } else {
         "nothing was accelerated".to_owned()
     }
-}
-
-fn no_local_peer() -> usize {
-    REASONS
-        .iter()
-        .position(|reason| reason.name == "no_local_peer")
-        .unwrap_or_default()
 }
 
 /// The same as elsewhere, for an instance that is made anew each time.
@@ -140,14 +135,9 @@ fn remedy(reason: &Reason) -> String {
 fn processes(pids: &[u32]) -> String {
     let named: Vec<String> = pids.iter().take(NAMED).map(u32::to_string).collect();
     let more = if pids.len() > NAMED { ", ..." } else { "" };
-    let noun = if pids.len() == 1 {
-        "process"
-    } else {
-        "processes"
-    };
     format!(
-        "{} {noun} of the command ({}{more})",
-        pids.len(),
+        "{} of the command ({}{more})",
+        count(pids.len() as u64, "process"),
         named.join(", ")
     )
 }
