@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::words::duration;
+
 /// Options of `bench`. Axes take lists; every combination is one cell.
 #[derive(Debug, Clone, Args)]
 // What each axis takes is in its first line.
@@ -239,26 +241,11 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.char_indices().next_back() {
-        Some((at, 's')) => (&text[..at], 1.0),
-        Some((at, 'm')) => (&text[..at], 60.0),
-        Some((at, 'h')) => (&text[..at], 3600.0),
-        _ => (text, 1.0),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if (0.0..=1e6).contains(&number) => Ok(Duration::from_secs_f64(number * unit)),
-        _ => Err("not a time such as 90, 90s, 10m or 2h".to_owned()),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
-    use std::time::Duration;
-
     use clap::{Parser, ValueEnum as _};
 
-    use super::{Cores, Mode, Nagle, Options, Place, Workload, duration};
+    use super::{Cores, Mode, Nagle, Options, Place, Workload};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -308,16 +295,6 @@ pub(super) mod tests {
             "--max-time soon",
         ] {
             assert!(parse(words).is_err(), "{words}");
-        }
-    }
-
-    #[test]
-    fn times_have_units() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for text in ["", "m", "-1", "1d", "inf", "NaN"] {
-            assert!(duration(text).is_err(), "{text}");
         }
     }
 
