@@ -41,11 +41,7 @@ trap 'exit 143' TERM
 need_root
 install_packages iproute2 jq redis-server redis-tools nginx-light haproxy wrk memcached \
 	libmemcached-tools postgresql iperf3
-if [[ -z ${SOCKACCEL:-} ]]; then
-	need_cargo
-	builder cargo build --release --quiet
-	SOCKACCEL=$(builder cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/sockaccel
-fi
+need_sockaccel
 postgres=$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin | sort -V | tail -n 1)
 
 name=bench-apps-$$

@@ -55,11 +55,7 @@ mapfile -t packages < <(for suite in "${suites[@]}"; do
 	bash "scripts/conformance/$suite.sh" packages
 done | sort -u)
 install_packages iproute2 jq "${packages[@]}"
-if [[ -z ${SOCKACCEL:-} ]]; then
-	need_cargo
-	builder cargo build --release --quiet
-	SOCKACCEL=$(builder cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/sockaccel
-fi
+need_sockaccel
 
 name=conformance-$$
 netns=sat-$name

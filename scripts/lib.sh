@@ -28,6 +28,15 @@ need_cargo() {
 		die "cargo not found: install Rust first (https://rustup.rs)"
 }
 
+# Sets SOCKACCEL, where the caller has not: a release build of this tree. jq is there.
+need_sockaccel() {
+	[[ -z ${SOCKACCEL:-} ]] || return 0
+	need_cargo
+	echo "building: some minutes the first time"
+	builder cargo build --release --quiet
+	SOCKACCEL=$(builder cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/sockaccel
+}
+
 # Installs the missing ones of these packages; no service is started by it, now
 # or at the next boot.
 install_packages() {

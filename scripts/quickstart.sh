@@ -23,11 +23,8 @@ trap 'exit 143' TERM
 need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
 	redis-server redis-tools jq
-need_cargo
-echo "building: some minutes the first time"
-builder cargo build --release --quiet
-target=$(builder cargo metadata --format-version 1 --no-deps | jq -r .target_directory)
-sockaccel=$target/release/sockaccel
+unset SOCKACCEL
+need_sockaccel
 
 name=quickstart-$$
 netns=sat-$name
@@ -46,7 +43,7 @@ cleanup() {
 	for pid in "${!running[@]}"; do
 		wait "$pid" 2>/dev/null
 	done
-	[[ ! -d $fast ]] || "$sockaccel" disable --now --instance "$name"
+	[[ ! -d $fast ]] || "$SOCKACCEL" disable --now --instance "$name"
 	remove_cgroup "$fast"
 	remove_cgroup "$plain"
 	[[ ! -e /run/netns/$netns ]] || ip netns del "$netns"
@@ -108,7 +105,7 @@ redis_bytes() {
 }
 
 stat_of() {
-	"$sockaccel" stats --json --instance "$name" | jq "(.$1 | tonumber)"
+	"$SOCKACCEL" stats --json --instance "$name" | jq "(.$1 | tonumber)"
 }
 
 # measure NAME CGROUP PORT: appends "rps p50 p99 lo-packets" to a file.
@@ -135,7 +132,7 @@ column() {
 
 show() {
 	echo "+ sockaccel $*"
-	"$sockaccel" "$@"
+	"$SOCKACCEL" "$@"
 }
 
 mkdir "$plain" "$fast"
@@ -193,5 +190,5 @@ echo "       $packets packets on lo for $messages messages ($on_lo; at most 0.2 
 awk -v share="$share" -v on_lo="$on_lo" 'BEGIN { exit !(share >= 0.9 && on_lo <= 0.2) }' ||
 	die "not accelerated as it should be: see the reasons in the statistics above"
 echo
-echo "built: $sockaccel"
+echo "built: $SOCKACCEL"
 echo "to go on: docs/tutorial.md"

@@ -83,11 +83,13 @@ done
 builder cargo test --lib --bins "${plain[@]}"
 builder cargo test --doc
 
-# Built by cargo, run by us: cargo may not be root's, and must not be.
+# Built by cargo, all at once, and run by us: cargo may not be root's, and must not be.
+builder cargo test --no-run "${root[@]/#/--test=}" --message-format=json |
+	jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable)
+		| "\(.target.name)\t\(.executable)"' >"$work/programs"
 ran=0 ignored=0 failed=()
 for name in "${root[@]}"; do
-	program=$(builder cargo test --no-run --test "$name" --message-format=json |
-		jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable) | .executable')
+	program=$(awk -F'\t' -v name="$name" '$1 == name { print $2 }' "$work/programs")
 	[[ -x $program ]] || die "no test program for $name"
 	if ! CARGO_MANIFEST_DIR=$PWD "$program" --test-threads=1 2>&1 | tee "$work/log"; then
 		failed+=("$name")

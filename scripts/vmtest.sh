@@ -154,6 +154,8 @@ build_root() {
 tests=()
 add_tests() {
 	local artifact kind name path
+	builder cargo test --no-run --message-format=json >"$work/built" 2>"$work/log" ||
+		die "cargo: $(tail -n 20 "$work/log")"
 	while read -r kind name path; do
 		case $kind in
 		bin) ;;
@@ -163,17 +165,15 @@ add_tests() {
 		copy_program "$path"
 		strip --strip-debug "$root$path"
 		[[ $kind == bin ]] || tests+=("$name $path")
-	done < <(builder cargo test --no-run --message-format=json 2>/dev/null |
-		jq -r 'select(.reason == "compiler-artifact" and .executable)
-			| select(.profile.test == (.target.kind[0] == "test"))
-			| "\(.target.kind[0]) \(.target.name) \(.executable)"')
+	done < <(jq -r 'select(.reason == "compiler-artifact" and .executable)
+		| select(.profile.test == (.target.kind[0] == "test"))
+		| "\(.target.kind[0]) \(.target.name) \(.executable)"' "$work/built")
 	((${#tests[@]})) || die "cargo built no tests"
 	mapfile -t tests < <(printf '%s\n' "${tests[@]}" | sort)
 	# What the tests read of the build.
 	while read -r artifact; do copy "$artifact"; done < <(
-		builder cargo test --no-run --message-format=json 2>/dev/null |
-			jq -r 'select(.reason == "build-script-executed" and (.package_id | test("sockaccel")))
-				| .out_dir + "/decide_test.bpf.o"'
+		jq -r 'select(.reason == "build-script-executed" and (.package_id | test("sockaccel")))
+			| .out_dir + "/decide_test.bpf.o"' "$work/built"
 	)
 	CGO_ENABLED=0 GOPROXY=off GOCACHE=$work/go-cache GOPATH=$work/go \
 		go build -o "$root/vm/relay" tests/go/relay.go

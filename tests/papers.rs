@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::process::Command as Process;
 
 use clap::Command;
 use clap::CommandFactory as _;
@@ -296,22 +295,4 @@ fn what_the_papers_name_exists() {
         }
     }
     assert!(named > 10, "{named} files named");
-}
-
-/// Where mandoc(1) is installed: `scripts/test.sh` does that.
-#[test]
-fn the_manual_is_clean() {
-    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/sockaccel.8");
-    let run = Process::new("mandoc")
-        .args(["-T", "lint", "-W", "warning"])
-        .arg(manual)
-        .output();
-    match run {
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{said}");
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => println!("no mandoc(1): not checked"),
-        Err(e) => panic!("mandoc: {e}"),
-    }
 }

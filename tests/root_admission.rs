@@ -14,6 +14,7 @@ use common::pair::Pair;
 use common::pair::listen;
 use common::tagged::Tagged;
 use common::warm::round_trip;
+use common::warm::warm_up;
 
 /// More than are taken at once, see admit.h.
 const MANY: u64 = 400;
@@ -83,6 +84,9 @@ fn all_are_admitted_on_request() {
     one_shots(&listener);
     let stats = assert_balanced(&instance);
     assert_eq!(stats.by_reason("skipped", "short_lived"), 0, "{}", stats.0);
+    assert_eq!(stats.count("enrolled"), 2 * MANY, "{}", stats.0);
+    // And admitted ones are redirected as soon as they live that long.
+    warm_up(&instance, &Pair::on(&listener, &Options::default()));
 }
 
 /// The program runs once for each cgroup.

@@ -6,19 +6,12 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
 use nix::poll::PollFlags;
-use nix::sys::socket;
-use nix::sys::socket::AddressFamily;
-use nix::sys::socket::SockFlag;
-use nix::sys::socket::SockType;
-use nix::sys::socket::SockaddrStorage;
-use nix::sys::socket::sockopt;
 use nix::sys::utsname::uname;
 use nix::unistd::pipe;
 use serde_json::Value;
@@ -35,6 +28,7 @@ use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
 use common::pattern::Pattern;
+use common::repair::forge;
 use common::rng::Rng;
 use common::stream::recv_all;
 use common::stream::send_all;
@@ -493,10 +487,6 @@ fn a_reader_that_splices_its_first_bytes_gets_all_of_them() {
     assert_eq!(instance.stats().by_reason("stack_reasons", "unread"), 1);
 }
 
-/// include/uapi/linux/tcp.h
-const RECV_QUEUE: i32 = 1;
-const SEND_QUEUE: i32 = 2;
-
 /// A third socket that has the numbers of one of the two: which is whose peer?
 /// Addresses would not tell, with translations in between.
 #[test]
@@ -547,26 +537,4 @@ fn numbers_to_forge(instance: &Instance, role: &str) -> [i32; 2] {
     };
     let syn = u32::from(role == "active");
     [own.wrapping_sub(syn), peer].map(u32::cast_signed)
-}
-
-/// A socket with these sequence numbers that believes to be connected.
-fn forge(from: SocketAddr, to: SocketAddr, [own, peer]: [i32; 2]) -> TcpStream {
-    let fd = socket::socket(
-        AddressFamily::Inet,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )
-    .expect("socket");
-    socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
-    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).expect("bind");
-    option::set(&fd, option::Repair, 1);
-    option::set(&fd, option::RepairQueue, SEND_QUEUE);
-    option::set(&fd, option::QueueSeq, own);
-    option::set(&fd, option::RepairQueue, RECV_QUEUE);
-    option::set(&fd, option::QueueSeq, peer);
-    socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("connect in repair");
-    // -1: without a probe to the other end.
-    option::set(&fd, option::Repair, -1);
-    fd.into()
 }

@@ -454,8 +454,10 @@ fn filters_change_under_traffic_without_a_gap() {
             .sum()
     };
     assert_eq!(skipped(&stats), 0, "{}", stats.0);
+    assert_eq!(stats.count("enrolled"), stats.count("seen"), "{}", stats.0);
+    warm_up(&bed.instance, &Pair::on(&both, &options));
     // What none admits is never admitted.
-    let before = stats;
+    let before = bed.instance.stats();
     bed.swap(4, [&other, &one], |done| connect_to(&neither, done));
     bed.swap(4, [&open, &one], |done| connect_to(&neither, done));
     let stats = bed.instance.stats();

@@ -6,17 +6,17 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use common::cgroup::mount;
 use common::deadline::Deadline;
 use common::instance::{Ran, sockaccel};
+use common::process::Process;
 
 /// Short, as only the path matters, and long enough that an exchange ends.
 const QUICK: &[&str] = &["--rounds", "1", "--seconds", "0.1", "--warm-up", "0.05"];
@@ -245,16 +245,6 @@ fn failures_name_the_way_out() {
     failing(&variant, None, 2, &["--budget-messages"]);
 }
 
-/// A running benchmark, ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// What a benchmark with this pid has made and could leave behind.
 fn traces(pid: u32) -> Vec<PathBuf> {
     let pins = Path::new("/sys/fs/bpf/sockaccel");
@@ -291,7 +281,7 @@ fn children(pid: u32) -> Vec<u32> {
 fn signals_leave_nothing_behind() {
     common::require_root();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut running = Running(
+        let mut running = Process::start(
             Command::new(env!("CARGO_BIN_EXE_sockaccel"))
                 .args([
                     "bench",
@@ -304,11 +294,9 @@ fn signals_leave_nothing_behind() {
                 ])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .expect("run sockaccel"),
+                .stderr(Stdio::piped()),
         );
-        let pid = running.0.id();
+        let pid = running.id();
         let deadline = Deadline::seconds(60);
         // Both programs of a measurement run, and everything is made.
         let peers = loop {
@@ -319,14 +307,8 @@ fn signals_leave_nothing_behind() {
             deadline.check("the benchmark to begin");
             sleep(Duration::from_millis(5));
         };
-        kill(Pid::from_raw(pid.cast_signed()), signal).expect("kill");
-        let status = loop {
-            if let Some(status) = running.0.try_wait().expect("wait") {
-                break status;
-            }
-            deadline.check("the benchmark to end");
-            sleep(Duration::from_millis(5));
-        };
+        running.signal(signal);
+        let status = running.ended(deadline);
         assert_eq!(status.code(), Some(1), "{signal}");
         assert_eq!(traces(pid), Vec::<PathBuf>::new(), "{signal}");
         for peer in peers {

@@ -22,6 +22,7 @@ use common::instance::Ran;
 use common::instance::sockaccel;
 use common::pair::Pair;
 use common::privileges::sockaccel_with;
+use common::warm::round_trip;
 use common::warm::warm_up;
 
 /// What docs/containers.md says is enough where bpffs and tracefs are mounted.
@@ -150,6 +151,15 @@ fn inside_with_four_capabilities() {
         assert!(!Path::new(BPFFS).join("sockaccel").exists());
     }
     enable(Some(&ENOUGH), cgroup.path(), &[]).ok();
+    {
+        let _joined = cgroup.join();
+        let pair = Pair::new();
+        for _ in 0..10 {
+            round_trip(&pair);
+        }
+    }
+    let stats = sockaccel_with(&[], &["stats", "--json"]).ok().json();
+    assert!(stats["redirected_messages"].as_u64() > Some(10), "{stats}");
     sockaccel_with(&[], &["disable"]).ok();
 }
 
@@ -215,19 +225,14 @@ fn inside_looking_for_cgroups() {
 #[test]
 fn in_a_user_namespace_it_is_refused() {
     let cgroup = Cgroup::new("userns");
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "--cgroup", "--net"])
-        .args(["--pid", "--fork", "--mount-proc"])
-        .arg(env!("CARGO_BIN_EXE_sockaccel"))
-        .args(["enable", "--allow", "fionread", "--cgroup"])
-        .arg(cgroup.path())
-        .output()
-        .expect("unshare(1)");
-    let ran = Ran {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    };
+    let ran = Ran::of(
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--cgroup", "--net"])
+            .args(["--pid", "--fork", "--mount-proc"])
+            .arg(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(["enable", "--allow", "fionread", "--cgroup"])
+            .arg(cgroup.path()),
+    );
     let texts = [
         "the kernel forbids this process to create a BPF map",
         "a user namespace",

@@ -19,6 +19,7 @@ use serde_json::Value;
 use common::cgroup::Cgroup;
 use common::cgroup::mount;
 use common::deadline::Deadline;
+use common::instance::Ran;
 use common::instance::sockaccel;
 use common::netns::Netns;
 use common::other_program::OtherProgram;
@@ -203,24 +204,15 @@ fn what_redirected_bytes_do_not_meet_is_told() {
 fn a_tool_that_is_missing_is_no_proof_of_absence() {
     common::require_root();
     let empty = tempfile::tempdir().expect("a temporary directory");
-    let output = Command::new(BINARY)
-        .args(DOCTOR)
-        .env("PATH", empty.path())
-        .output()
-        .expect("run doctor");
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let look = || Ran::of(Command::new(BINARY).args(DOCTOR).env("PATH", empty.path())).json();
+    let report = look();
     for (check, text) in [("netfilter", "nft not found"), ("tc", "ip not found")] {
         assert_eq!(result(&report, check), "not_checked", "{report:#}");
         assert_eq!(found(&report, check), text);
     }
     // One that says nothing useful is none either.
     symlink("/bin/false", empty.path().join("nft")).expect("a useless nft");
-    let output = Command::new(BINARY)
-        .args(DOCTOR)
-        .env("PATH", empty.path())
-        .output()
-        .expect("run doctor");
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let report = look();
     assert_eq!(result(&report, "netfilter"), "not_checked", "{report:#}");
 }
 

@@ -1,12 +1,9 @@
 //! The probes on the kernel that runs: as root, over loopback only.
 
-use std::io::Read;
-use std::io::Write;
-use std::net::Ipv4Addr;
-use std::net::TcpListener;
+mod common;
+
 use std::net::TcpStream;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::thread;
 
@@ -17,13 +14,16 @@ use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
 use libbpf_rs::MapType;
 use libbpf_rs::libbpf_sys;
-use nix::poll::PollFd;
 use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
 
+use common::deadline::Deadline;
+use common::pair::Options;
+use common::pair::Pair;
+use common::require_root;
+use common::stream::recv_some;
+use common::stream::send_all;
 use sockaccel::doctor;
 use sockaccel::doctor::Refusal;
 use sockaccel::doctor::Risk;
@@ -36,13 +36,6 @@ use sockaccel::sys;
 const CGROUP: &[&str] = &["/sys/fs/cgroup/none-of-these-tests-looks-at-it"];
 const ALL: &[Risk] = &[Risk::Fionread, Risk::KnownBadKernel];
 
-fn need_root() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "this test probes the kernel: run it as root"
-    );
-}
-
 /// Runs where capabilities and namespaces may be changed: they are a thread's.
 fn in_thread<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
@@ -51,13 +44,6 @@ fn in_thread<T: Send>(test: impl FnOnce() -> T + Send) -> T {
             .join()
             .expect("the thread's own assertions")
     })
-}
-
-fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
-    let sender = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
-    let (receiver, _) = listener.accept().expect("accept");
-    (sender, receiver)
 }
 
 fn enrolled(socket: &TcpStream) -> MapHandle {
@@ -73,26 +59,26 @@ fn enrolled(socket: &TcpStream) -> MapHandle {
 }
 
 /// What FIONREAD says of `sent` bytes, and what read(2) then returns.
-fn said_and_read(receiver: &mut TcpStream, sender: &mut TcpStream, sent: &[u8]) -> (usize, usize) {
-    sender.write_all(sent).expect("write");
-    let mut fds = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)), Ok(1));
-    let said = sys::probe::unread(&*receiver).expect("FIONREAD");
+fn said_and_read(pair: &Pair, sent: &[u8]) -> (usize, usize) {
+    let deadline = Deadline::seconds(5);
+    send_all(&pair.client, sent, deadline);
+    deadline.wait(&pair.server, PollFlags::POLLIN, "something to read");
+    let said = sys::probe::unread(&pair.server).expect("FIONREAD");
     let mut buffer = [0; 64];
-    let read = receiver.read(&mut buffer).expect("read");
+    let read = recv_some(&pair.server, &mut buffer, deadline);
     assert_eq!(&buffer[..read], sent);
     (said, read)
 }
 
 #[test]
 fn root_fionread_agrees_with_what_read_returns() {
-    need_root();
-    let (mut sender, mut receiver) = pair();
-    let plain = said_and_read(&mut receiver, &mut sender, b"a plain socket");
+    require_root();
+    let pair = Pair::with(&Options::blocking());
+    let plain = said_and_read(&pair, b"a plain socket");
     assert_eq!(plain.0, plain.1, "FIONREAD is asked correctly");
 
-    let _map = enrolled(&receiver);
-    let (said, read) = said_and_read(&mut receiver, &mut sender, b"an enrolled one");
+    let _map = enrolled(&pair.server);
+    let (said, read) = said_and_read(&pair, b"an enrolled one");
     match fionread::probe() {
         Fionread::Right => assert_eq!(said, read),
         Fionread::Wrong { waiting, reported } => {
@@ -104,7 +90,7 @@ fn root_fionread_agrees_with_what_read_returns() {
 
 #[test]
 fn root_fionread_is_the_same_where_loopback_is_down() {
-    need_root();
+    require_root();
     let here = fionread::probe();
     let there = in_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a namespace whose loopback is down");
@@ -115,7 +101,7 @@ fn root_fionread_is_the_same_where_loopback_is_down() {
 
 #[test]
 fn root_fionread_that_cannot_be_probed_says_so() {
-    need_root();
+    require_root();
     let found = in_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a namespace whose loopback is down");
         caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).expect("drop");
@@ -132,24 +118,20 @@ fn root_fionread_that_cannot_be_probed_says_so() {
 
 #[test]
 fn root_probing_leaves_nothing_behind() {
-    need_root();
+    require_root();
     let maps = || {
         libbpf_rs::query::MapInfoIter::default()
             .filter(|map| map.name == "sa_probe")
             .count()
     };
     // Other tests probe at the same time, and the kernel frees maps later.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     fionread::probe();
-    while maps() > 0 {
-        assert!(std::time::Instant::now() < deadline, "{} maps", maps());
-        thread::yield_now();
-    }
+    Deadline::seconds(20).until("no map of a probe", || maps() == 0);
 }
 
 #[test]
 fn root_features_are_those_that_load() {
-    need_root();
+    require_root();
     let found = features::probe();
     for feature in &found {
         println!("{feature}");
@@ -170,7 +152,7 @@ fn root_features_are_those_that_load() {
 
 #[test]
 fn root_enabling_is_refused_for_what_is_wrong_and_nothing_else() {
-    need_root();
+    require_root();
     let report = doctor::examine();
     for allowed in [&[][..], &[Risk::Fionread], &[Risk::KnownBadKernel], ALL] {
         let verdict = doctor::before_enable(CGROUP, allowed);
@@ -206,7 +188,7 @@ fn root_enabling_is_refused_for_what_is_wrong_and_nothing_else() {
 
 #[test]
 fn root_report_is_json() {
-    need_root();
+    require_root();
     let json = serde_json::to_value(doctor::examine()).expect("serializes");
     for field in ["kernel", "features", "fionread", "risks", "warnings"] {
         assert!(json.get(field).is_some(), "{field} in {json:#}");
@@ -216,7 +198,7 @@ fn root_report_is_json() {
 
 #[test]
 fn root_missing_capabilities_are_named() {
-    need_root();
+    require_root();
     let refusal = in_thread(|| {
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("drop");
         doctor::before_enable(CGROUP, ALL).expect_err("CAP_NET_ADMIN is missing")
@@ -231,7 +213,7 @@ fn root_missing_capabilities_are_named() {
 /// Every capability of a user namespace is held, and none of them counts.
 #[test]
 fn root_of_a_user_namespace_is_refused() {
-    need_root();
+    require_root();
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user"])
         .arg(std::env::current_exe().expect("this test"))

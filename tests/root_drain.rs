@@ -5,7 +5,6 @@ mod common;
 
 use std::io::Read as _;
 use std::io::Write as _;
-use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use common::netns::Netns;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::listen;
+use common::pair::reconnect;
 use common::pattern::Pattern;
 use common::plain::Probe;
 use common::plain::assert_gone;
@@ -34,10 +34,8 @@ use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
 use nix::errno::Errno;
+use nix::libc;
 use serde_json::Value;
-
-const SOL_TCP: i32 = 6;
-const TCP_ULP: i32 = 31;
 
 /// Bytes that do not fit into the buffers of a connection.
 const TOTAL: usize = 32 << 20;
@@ -123,7 +121,7 @@ fn what_is_unread_is_waited_for_and_told() {
 
     // The guards are still there.
     assert_eq!(
-        raw::set_option(&pair.server, SOL_TCP, TCP_ULP, b"tls\0"),
+        raw::set_option(&pair.server, libc::SOL_TCP, libc::TCP_ULP, b"tls\0"),
         Err(Errno::EOPNOTSUPP)
     );
     // More of both kinds, while it waits.
@@ -458,20 +456,7 @@ fn a_socket_connected_again_while_it_drains_sees_nothing_old() {
     assert_eq!(disable(&instance, &["--timeout", "0"]).code, Some(7));
 
     let listener = listen(&Options::default());
-    let to = listener.local_addr().expect("getsockname");
-    let std::net::SocketAddr::V4(to) = to else {
-        panic!("{to} is not IPv4")
-    };
-    let to = nix::sys::socket::SockaddrIn::from(to);
-    let connect = |stream: &TcpStream| {
-        use std::os::fd::AsRawFd as _;
-        match nix::sys::socket::connect(stream.as_raw_fd(), &to) {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(e) => panic!("connect again: {e}"),
-        }
-    };
-    raw::disconnect(&old.client).expect("connect to AF_UNSPEC");
-    connect(&old.client);
+    reconnect(&old.client, listener.local_addr().expect("getsockname"));
     let server = common::pair::accept(&listener, &Options::default());
     send_all(&server, b"new", deadline);
     let mut got = [0; 3];

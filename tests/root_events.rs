@@ -6,7 +6,6 @@ mod common;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::path::Path;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -16,8 +15,6 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use serde_json::Value;
 use sockaccel::maps::Table;
 use sockaccel::maps::events;
@@ -30,14 +27,15 @@ use common::instance::Instance;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::listen;
+use common::process::Process;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A running `events`; killed on drop.
+/// A running `events`.
 struct Listener {
-    child: Child,
+    child: Process,
     lines: Receiver<String>,
 }
 
@@ -46,13 +44,13 @@ impl Listener {
     fn start(instance: &Instance, args: &[&str]) -> Self {
         // What a killed one left on is not this one's doing.
         let before = audience(instance).until;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sockaccel"))
-            .args(["events", "--instance", instance.name()])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("run sockaccel");
-        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut child = Process::start(
+            Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+                .args(["events", "--instance", instance.name()])
+                .args(args)
+                .stdout(Stdio::piped()),
+        );
+        let stdout = BufReader::new(child.0.stdout.take().expect("a pipe"));
         let (to, lines) = mpsc::channel();
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
@@ -82,27 +80,15 @@ impl Listener {
                 Err(RecvTimeoutError::Timeout) => panic!("no end after {lines:?}"),
             }
         }
-        (lines, self.child.wait().expect("its status").code())
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().try_into().expect("a pid"));
-        kill(pid, signal).expect("a signal");
+        (lines, self.child.ended(Deadline::seconds(60)).code())
     }
 
     /// Ends it; what it had told until then.
     fn end(&mut self) -> Vec<String> {
-        self.signal(Signal::SIGTERM);
+        self.child.signal(Signal::SIGTERM);
         let (lines, code) = self.rest();
         assert_eq!(code, Some(0));
         lines
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -298,16 +284,16 @@ fn one_reader_at_a_time() {
 fn it_ends_with_its_reader_and_with_the_instance() {
     let cgroup = Cgroup::new("events");
     let instance = Instance::enable(&cgroup, &[]);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sockaccel"))
-        .args(["events", "--instance", instance.name()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("run sockaccel");
-    drop(child.stdout.take());
-    assert_eq!(child.wait().expect("its status").code(), Some(0));
+    let mut child = Process::start(
+        Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(["events", "--instance", instance.name()])
+            .stdout(Stdio::piped()),
+    );
+    drop(child.0.stdout.take());
+    assert_eq!(child.ended(Deadline::seconds(60)).code(), Some(0));
 
     let mut listener = Listener::start(&instance, &[]);
-    listener.signal(Signal::SIGINT);
+    listener.child.signal(Signal::SIGINT);
     assert_eq!(listener.rest(), (vec![], Some(0)));
 
     let mut listener = Listener::start(&instance, &[]);
@@ -342,7 +328,7 @@ fn lost_events_are_counted_and_told() {
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
     let mut listener = Listener::start(&instance, &["--json"]);
-    listener.signal(Signal::SIGSTOP);
+    listener.child.signal(Signal::SIGSTOP);
     // As if it were only slow.
     let mut patient = audience(&instance);
     patient.until = u64::MAX;
@@ -357,7 +343,7 @@ fn lost_events_are_counted_and_told() {
         deadline.check("a full ring buffer");
     }
     let lost = instance.stats().count("events_lost");
-    listener.signal(Signal::SIGCONT);
+    listener.child.signal(Signal::SIGCONT);
     let mut events = 0_u64;
     loop {
         let event = json(&listener.next());

@@ -8,7 +8,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -33,8 +32,10 @@ use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
+use common::pair::reconnect;
 use common::pattern::Pattern;
-use common::raw;
+use common::repair::bound;
+use common::repair::forge;
 use common::rng::Rng;
 use common::stream::drain;
 use common::stream::recv_all;
@@ -204,7 +205,6 @@ fn a_socket_connected_again_has_nothing_of_its_first_connection() {
 
     let options = Options::default();
     let listener = listen(&options);
-    raw::disconnect(&first.client).expect("connect to AF_UNSPEC");
     reconnect(&first.client, listener.local_addr().expect("getsockname"));
     let second = Pair {
         client: first.client,
@@ -229,7 +229,6 @@ fn a_socket_connected_again_hears_nothing_of_a_peer_that_goes_on() {
     let first = netns.enter(|| Pair::with(&fixed()));
     warm_up(&instance, &first);
     netns.run("nft", &["add table ip sat; add chain ip sat in { type filter hook input priority 0; }; add rule ip sat in tcp dport 7000 tcp flags & rst == rst drop"]);
-    raw::disconnect(&first.client).expect("connect to AF_UNSPEC");
     let options = Options {
         listen: local(7001),
         ..Options::default()
@@ -287,7 +286,6 @@ fn a_socket_connected_again_while_its_first_peer_sends() {
                 deadline.check("sending");
                 std::hint::spin_loop();
             }
-            raw::disconnect(&client).expect("connect to AF_UNSPEC");
             reconnect(&client, to);
             let pair = Pair {
                 server: accept(&listener, &options),
@@ -300,21 +298,6 @@ fn a_socket_connected_again_while_its_first_peer_sends() {
     }
     println!("{tag} times");
     assert_redirected(&before, &assert_balanced(&instance), 1000);
-}
-
-fn reconnect(client: &TcpStream, to: SocketAddr) {
-    let deadline = Deadline::seconds(10);
-    loop {
-        match socket::connect(client.as_raw_fd(), &SockaddrStorage::from(to)) {
-            Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => break,
-            // As long as a sender of the first connection is under way.
-            Err(nix::errno::Errno::EADDRNOTAVAIL) => deadline.check("connect again"),
-            Err(e) => panic!("connect {to}: {e}"),
-        }
-    }
-    Deadline::seconds(10).wait(client, PollFlags::POLLOUT, "connect");
-    let error = socket::getsockopt(client, sockopt::SocketError).expect("SO_ERROR");
-    assert_eq!(error, 0, "connect {to}");
 }
 
 #[test]
@@ -511,15 +494,6 @@ fn a_socket_connected_to_itself_talks_to_itself() {
     assert_eq!(stats.redirected_bytes(), 0);
 }
 
-/// A bound, non-blocking socket.
-fn bound(at: SocketAddr) -> OwnedFd {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("socket");
-    socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
-    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(at)).expect("bind");
-    fd
-}
-
 /// Both SYNs are lost first, so that both ends are in SYN-SENT when they are
 /// sent again.
 #[test]
@@ -579,10 +553,6 @@ fn nested_cgroups_run_the_program_twice_and_count_once() {
     assert!(instance.dump("connections").is_empty());
 }
 
-/// include/uapi/linux/tcp.h
-const RECV_QUEUE: i32 = 1;
-const SEND_QUEUE: i32 = 2;
-
 /// The sequence numbers of a side of the only connection there is.
 fn sequence_numbers(instance: &Instance, side: u64) -> [i32; 2] {
     let rows = instance.dump("connections");
@@ -592,20 +562,6 @@ fn sequence_numbers(instance: &Instance, side: u64) -> [i32; 2] {
     let [high, low] =
         [id >> 32, id & 0xffff_ffff].map(|seq| u32::try_from(seq).expect("32 bits").cast_signed());
     if side == 1 { [high, low] } else { [low, high] }
-}
-
-/// A socket with these sequence numbers that believes to be connected.
-fn forge(from: SocketAddr, to: SocketAddr, [own, peer]: [i32; 2]) -> TcpStream {
-    let fd = bound(from);
-    option::set(&fd, option::Repair, 1);
-    option::set(&fd, option::RepairQueue, SEND_QUEUE);
-    option::set(&fd, option::QueueSeq, own);
-    option::set(&fd, option::RepairQueue, RECV_QUEUE);
-    option::set(&fd, option::QueueSeq, peer);
-    socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("connect in repair");
-    // -1: without a probe to the other end.
-    option::set(&fd, option::Repair, -1);
-    fd.into()
 }
 
 /// Forged sockets with the numbers of each end of a pair that is redirected.

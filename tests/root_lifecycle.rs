@@ -3,9 +3,6 @@
 
 mod common;
 
-use std::net::TcpListener;
-use std::os::fd::AsRawFd;
-
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
@@ -13,13 +10,12 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
 use common::pair::listen;
-use common::raw;
+use common::pair::reconnect;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
-use nix::sys::socket::SockaddrIn;
 
 /// Redirected bytes that nobody has read yet, the instance turned off, then bytes
 /// by TCP on the same connection: in order.
@@ -88,16 +84,8 @@ fn a_socket_connected_twice_is_never_mistaken_for_its_old_self() {
     send_all(&old.server, b"OLD SECRET", deadline);
     assert_redirected(&before, &instance.stats(), 10);
 
-    let listener: TcpListener = listen(&Options::default());
-    raw::disconnect(&old.client).expect("connect to AF_UNSPEC");
-    let to = listener.local_addr().expect("getsockname");
-    let std::net::SocketAddr::V4(to) = to else {
-        panic!("{to} is not IPv4")
-    };
-    match nix::sys::socket::connect(old.client.as_raw_fd(), &SockaddrIn::from(to)) {
-        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => {}
-        Err(e) => panic!("connect again: {e}"),
-    }
+    let listener = listen(&Options::default());
+    reconnect(&old.client, listener.local_addr().expect("getsockname"));
     let server = accept(&listener, &Options::default());
     // The old peer still has its socket, and may not know yet.
     let _ = nix::unistd::write(&old.server, b"OLD SECRET, LATE");

@@ -8,7 +8,6 @@ use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
@@ -27,6 +26,7 @@ use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
+use common::process::Process;
 use common::rng::Rng;
 use common::traffic::Direction;
 use common::traffic::Plan;
@@ -455,9 +455,9 @@ const TRANSPARENT: Interception = Interception {
     transparent: true,
 };
 
-/// haproxy, killed on drop.
+/// A running haproxy.
 struct Haproxy {
-    child: Child,
+    _process: Process,
     _files: TempDir,
 }
 
@@ -474,32 +474,24 @@ impl Haproxy {
              backend b\n server s 10.2.0.2:{HTTP} source 10.2.0.3\n"
         );
         fs::write(&config, text).expect("haproxy.cfg");
-        let child = netns.enter(|| {
-            Command::new("haproxy")
-                .args([Path::new("-db"), Path::new("-q"), Path::new("-f"), &config])
-                .stdin(Stdio::null())
-                .spawn()
-                .expect("haproxy, a Debian package")
+        let mut process = netns.enter(|| {
+            Process::start(
+                Command::new("haproxy")
+                    .args([Path::new("-db"), Path::new("-q"), Path::new("-f"), &config])
+                    .stdin(Stdio::null()),
+            )
         });
-        let mut proxy = Self {
-            child,
-            _files: files,
-        };
-        let sockets = format!("/proc/{}/net/tcp", proxy.child.id());
+        let sockets = format!("/proc/{}/net/tcp", process.id());
         let listening = format!("00000000:{PROXY:04X} 00000000:0000 0A");
         Deadline::seconds(20).until("haproxy listens", || {
-            let ended = proxy.child.try_wait().expect("waitpid");
+            let ended = process.0.try_wait().expect("waitpid");
             assert!(ended.is_none(), "haproxy ended: {ended:?}");
             fs::read_to_string(&sockets).is_ok_and(|text| text.contains(&listening))
         });
-        proxy
-    }
-}
-
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Self {
+            _process: process,
+            _files: files,
+        }
     }
 }
 

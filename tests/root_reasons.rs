@@ -40,7 +40,7 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
 use common::pair::listen;
-use common::raw;
+use common::pair::reconnect;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
@@ -438,12 +438,10 @@ fn reused() {
     let options = Options::default();
     let listener = listen(&options);
     let Pair { client, server } = Pair::on(&listener, &options);
-    raw::disconnect(&client).expect("connect to AF_UNSPEC");
-    let client = OwnedFd::from(client);
-    start_connect(&client, listener.local_addr().expect("getsockname"));
+    reconnect(&client, listener.local_addr().expect("getsockname"));
     let again = Pair {
         server: accept(&listener, &options),
-        client: client.into(),
+        client,
     };
     let again = flows_by_the_stack(&instance, again);
     assert_told(&instance, (&[("reused", 1), ("peer_not_eligible", 1)], &[]));

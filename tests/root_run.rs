@@ -15,15 +15,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
-use std::time::Duration;
 
-use nix::mount::MntFlags;
-use nix::mount::umount2;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use common::bpffs::Bpffs;
 use common::cgroup;
 use common::deadline::Deadline;
 use common::helper;
@@ -34,6 +32,7 @@ use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
+use common::process::Process;
 use common::warm::round_trip;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
@@ -44,26 +43,20 @@ const ROUNDS: u32 = 50;
 /// cannot trap what was.
 const DEFAULT: &str = "--default-signal";
 
-/// A bpffs directory of the test's own, not mounted: `run` does that.
+/// A bpffs of the test's own, mounted by the first `run`.
 #[derive(Debug)]
 struct Place {
-    dir: tempfile::TempDir,
+    bpffs: Bpffs,
 }
 
 impl Place {
     fn new() -> Self {
-        common::require_root();
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        fs::create_dir(dir.path().join("bpf")).expect("mkdir");
-        Self { dir }
-    }
-
-    fn bpffs(&self) -> PathBuf {
-        self.dir.path().join("bpf")
+        let bpffs = Bpffs::new();
+        Self { bpffs }
     }
 
     fn summary_file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.bpffs.dir().join(name)
     }
 
     /// `run OPTIONS --`, for the command to be added.
@@ -72,7 +65,7 @@ impl Place {
         command
             .arg("run")
             .arg("--bpffs")
-            .arg(self.bpffs())
+            .arg(self.bpffs.path())
             .args(["--allow", "fionread"])
             .args(options)
             .arg("--")
@@ -94,7 +87,7 @@ impl Place {
     }
 
     fn instances(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.bpffs().join("sockaccel"));
+        let entries = fs::read_dir(self.bpffs.base());
         entries
             .into_iter()
             .flatten()
@@ -107,7 +100,7 @@ impl Place {
     fn assert_clean(&self, when: &str) {
         assert_eq!(self.instances(), Vec::<String>::new(), "{when}");
         let mounts = fs::read_to_string("/proc/mounts").expect("/proc/mounts");
-        let bpffs = self.bpffs().display().to_string();
+        let bpffs = self.bpffs.path().display().to_string();
         assert!(!mounts.contains(&bpffs), "{when}: {bpffs} is still mounted");
     }
 
@@ -121,10 +114,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.bpffs().join("sockaccel").exists() {
+        if self.bpffs.base().exists() {
             let _ = self.run(&[]).arg("true").output();
         }
-        while umount2(&self.bpffs(), MntFlags::MNT_DETACH).is_ok() {}
     }
 }
 
@@ -328,7 +320,7 @@ fn an_instance_that_is_there_is_left_alone() {
     let outer = place
         .run(&["--instance", &name])
         .args([BINARY, "run", "--bpffs"])
-        .arg(place.bpffs())
+        .arg(place.bpffs.path())
         .args(["--allow", "fionread", "--instance", &name, "--"])
         .args(["sh", "-c", "echo $SOCKACCEL_INSTANCE"])
         .output()
@@ -342,7 +334,7 @@ fn an_instance_that_is_there_is_left_alone() {
     let script = format!(
         "env -u SOCKACCEL_INSTANCE {BINARY} run --bpffs {0} --instance {other} -- true; \
          echo inner=$?; {BINARY} status --bpffs {0} >/dev/null",
-        place.bpffs().display()
+        place.bpffs.path().display()
     );
     let clash = place
         .run(&["--instance", &other])
@@ -374,26 +366,19 @@ fn signals_are_the_commands() {
         ] {
             // A core file would be written for SIGQUIT.
             let script = format!("ulimit -c 0; {action} echo ready; while :; do sleep 0.02; done");
-            let mut run = place
-                .run(&[])
-                .args(["env", DEFAULT, "sh", "-c", &script])
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("run");
-            let mut stdout = std::io::BufReader::new(run.stdout.take().expect("a pipe"));
+            let mut run = Process::start(
+                place
+                    .run(&[])
+                    .args(["env", DEFAULT, "sh", "-c", &script])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null()),
+            );
+            let mut stdout = std::io::BufReader::new(run.0.stdout.take().expect("a pipe"));
             let mut line = String::new();
             std::io::BufRead::read_line(&mut stdout, &mut line).expect("read");
             assert_eq!(line, "ready\n");
-            kill(Pid::from_raw(run.id().cast_signed()), signal).expect("kill");
-            let deadline = Deadline::seconds(60);
-            let status = loop {
-                if let Some(status) = run.try_wait().expect("wait") {
-                    break status;
-                }
-                deadline.check("the end");
-                std::thread::sleep(Duration::from_millis(10));
-            };
+            run.signal(signal);
+            let status = run.ended(Deadline::seconds(60));
             assert_eq!(status.code(), Some(expected), "{name}: {status:?}");
             place.assert_clean(name);
         }
@@ -414,7 +399,7 @@ fn an_interrupt_of_the_terminal_comes_once() {
     let run = format!(
         "trap : INT; {BINARY} run --bpffs {} --allow fionread -- \
          env {DEFAULT} sh -c \"$INNER\"; echo status=$?",
-        place.bpffs().display()
+        place.bpffs.path().display()
     );
     let mut script = Command::new("script")
         .args(["-qec", &run, "/dev/null"])
@@ -439,8 +424,17 @@ fn an_interrupt_of_the_terminal_comes_once() {
 
 /// A helper in a run of its own: has made a pair and was redirected.
 fn warm_helper(place: &Place, name: &str) -> Helper {
+    let before = place.instances();
     let mut helper = Helper::start_under(place.run_told(name, &[]), "rounds");
     exchange(&mut helper);
+    let mut new = place.instances();
+    new.retain(|instance| !before.contains(instance));
+    let stats = place
+        .bpffs
+        .sh(&format!("stats --json --instance {}", new[0]));
+    let stats = stats.ok().json();
+    let redirected = stats["redirected_messages"].as_u64();
+    assert!(redirected >= Some(u64::from(ROUNDS)), "{stats}");
     helper
 }
 
@@ -482,7 +476,7 @@ fn processes_that_go_on_are_told_and_go_on_as_plain_tcp() {
     ]);
     let mut helper = Helper::start_under(command, "rounds");
     exchange(&mut helper);
-    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGTERM).expect("kill");
+    helper.signal(Signal::SIGTERM);
     assert_eq!(helper.wait(), 143);
     let summary = place.summary("s");
     let left: Vec<i32> = summary["left_processes"]
@@ -515,7 +509,7 @@ fn what_a_killed_run_leaves_goes_with_the_next() {
     let mut helper = warm_helper(&place, "s");
     let instances = place.instances();
     assert_eq!(instances.len(), 1);
-    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGKILL).expect("kill");
+    helper.signal(Signal::SIGKILL);
     assert_eq!(helper.wait(), -9);
     // Nobody is there to take it down, and nothing is broken.
     assert_eq!(place.instances(), instances);
@@ -543,14 +537,10 @@ fn what_a_killed_run_leaves_goes_with_the_next() {
     // By hand, without another run.
     let mut helper = warm_helper(&place, "t");
     let instances = place.instances();
-    kill(Pid::from_raw(helper.pid().cast_signed()), Signal::SIGKILL).expect("kill");
+    helper.signal(Signal::SIGKILL);
     helper.wait();
-    let disabled = Command::new(BINARY)
-        .args(["disable", "--instance", &instances[0], "--bpffs"])
-        .arg(place.bpffs())
-        .status()
-        .expect("disable");
-    assert!(disabled.success());
+    let disable = format!("disable --instance {}", instances[0]);
+    place.bpffs.sh(&disable).ok();
     assert_eq!(place.instances(), Vec::<String>::new());
     exchange(&mut helper);
     helper.say("end");
@@ -617,12 +607,7 @@ fn pair(_: &mut Channel) {
 }
 
 fn blocking(_: &mut Channel) {
-    let options = Options {
-        server_nonblocking: false,
-        client_nonblocking: false,
-        ..Options::default()
-    };
-    rounds(&Pair::with(&options));
+    rounds(&Pair::with(&Options::blocking()));
 }
 
 fn outside(_: &mut Channel) {

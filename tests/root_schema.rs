@@ -8,14 +8,16 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant as Time};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use common::cgroup::Cgroup;
+use common::deadline::Deadline;
 use common::instance::{Instance, sockaccel};
 use common::pair::Pair;
+use common::process::Process;
 use common::warm::{round_trip, warm_up};
 use sockaccel::cli::outputs::all;
 
@@ -112,27 +114,27 @@ fn validate(cases: &Value, dir: &Path) -> (bool, String) {
 
 /// The first line of a command that goes on, while connections come and go.
 fn first_line(instance: &Instance, words: &[&str], cgroup: &Cgroup) -> String {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sockaccel"))
-        .args(words)
-        .args(["--instance", instance.name()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("run sockaccel");
-    let stdout = child.stdout.take().expect("a pipe");
+    let mut process = Process::start(
+        Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(words)
+            .args(["--instance", instance.name()])
+            .stdout(Stdio::piped()),
+    );
+    let stdout = process.0.stdout.take().expect("a pipe");
     let reader = thread::spawn(move || {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).map(|_| line)
     });
-    let deadline = Time::now() + Duration::from_secs(60);
-    while !reader.is_finished() && Time::now() < deadline {
+    let deadline = Deadline::seconds(60);
+    while !reader.is_finished() {
+        deadline.check("a line of its output");
         let joined = cgroup.join();
         let pair = Pair::new();
         round_trip(&pair);
         drop(joined);
         thread::sleep(Duration::from_millis(50));
     }
-    child.kill().expect("kill");
-    child.wait().expect("wait");
+    drop(process);
     let line = reader.join().expect("no panic");
     line.expect("its output")
 }

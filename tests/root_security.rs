@@ -18,10 +18,8 @@ use std::process::Command;
 
 use caps::CapSet;
 use caps::Capability;
-use nix::mount::MntFlags;
 use nix::mount::MsFlags;
 use nix::mount::mount;
-use nix::mount::umount2;
 use nix::poll::PollFlags;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
@@ -32,6 +30,8 @@ use nix::sys::epoll::EpollFlags;
 use serde_json::Value;
 
 use common::books::assert_balanced;
+use common::bpffs::Bpffs;
+use common::bpffs::pins;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::deadline::wait_at_most;
@@ -42,7 +42,6 @@ use common::forge::RawTcp;
 use common::forge::SYN;
 use common::forge::Segment;
 use common::instance::Instance;
-use common::instance::sockaccel;
 use common::netns::Netns;
 use common::pair::Options;
 use common::pair::Pair;
@@ -52,54 +51,18 @@ use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
 use common::warm::assert_mostly_redirected;
+use common::warm::round_trip;
 use common::warm::warm_up;
 use sockaccel::sys::bpf::open_pinned;
 
 const SECURITY: &str = include_str!("../docs/security.md");
 const NOBODY: u32 = 65534;
 
-/// A bpffs of the test's own, where everybody may make directories, as on the
-/// usual one.
-#[derive(Debug)]
-struct Bpffs {
-    dir: tempfile::TempDir,
-}
-
-impl Bpffs {
-    fn new() -> Self {
-        common::require_root();
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let this = Self { dir };
-        fs::create_dir(this.path()).expect("mkdir");
-        let none = None::<&str>;
-        mount(
-            Some("bpf"),
-            &this.path(),
-            Some("bpf"),
-            MsFlags::empty(),
-            none,
-        )
-        .expect("mount");
-        this
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("bpf")
-    }
-
-    fn args<'a>(&self, path: &'a str, words: &'a str) -> Vec<&'a str> {
-        assert_eq!(Path::new(path), self.path());
-        words.split(' ').chain(["--bpffs", path]).collect()
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let path = self.path();
-        let _ = sockaccel(&["disable", "--bpffs", path.to_str().expect("a path")]);
-        let _ = umount2(&path, MntFlags::MNT_DETACH);
-    }
+/// Where everybody may make directories, as on the usual one.
+fn mounted() -> Bpffs {
+    let bpffs = Bpffs::new();
+    bpffs.mount(MsFlags::empty());
+    bpffs
 }
 
 /// Runs the closure on a thread that sees a tracefs, whatever is mounted
@@ -174,13 +137,11 @@ fn names(held: &[Capability]) -> String {
 
 #[test]
 fn each_command_needs_what_is_documented_and_no_more() {
-    let bpffs = Bpffs::new();
+    let bpffs = mounted();
     let cgroup = Cgroup::new("least");
-    let at = bpffs.path();
-    let at = at.to_str().expect("a path");
     let allow = "--allow fionread,known-bad-kernel";
     let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
-    let enable = bpffs.args(at, &enable);
+    let enable = bpffs.args(&enable);
     let row = format!("| `enable` | {} |", names(&ENABLE));
     assert!(SECURITY.contains(&row), "no row {row}");
     with_tracefs(|| {
@@ -192,7 +153,7 @@ fn each_command_needs_what_is_documented_and_no_more() {
                 if *missing == Capability::CAP_SYSLOG && !hides_addresses() {
                     // This machine shows its addresses to everybody.
                     ran.ok();
-                    sockaccel_with(&[], &bpffs.args(at, "disable")).ok();
+                    sockaccel_with(&[], &bpffs.args("disable")).ok();
                     continue;
                 }
                 assert_eq!(ran.code, Some(6), "without {missing}: {}", ran.stderr);
@@ -204,12 +165,12 @@ fn each_command_needs_what_is_documented_and_no_more() {
                     missing.to_string()
                 };
                 assert!(ran.stderr.contains(&name), "{missing}: {}", ran.stderr);
-                assert!(!bpffs.path().join("sockaccel").exists());
+                assert!(!bpffs.base().exists());
             }
             sockaccel_with(held, &enable).ok();
             assert_accelerates(&cgroup, &bpffs);
             for words in NONE {
-                let ran = sockaccel_with(&[], &bpffs.args(at, words));
+                let ran = sockaccel_with(&[], &bpffs.args(words));
                 assert_eq!(ran.code, Some(0), "{words}: {}", ran.stderr);
             }
         }
@@ -225,27 +186,29 @@ const ADOPT: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_PERFMON];
 
 #[test]
 fn adopt_needs_what_is_documented_and_no_more() {
-    let bpffs = Bpffs::new();
+    let bpffs = mounted();
     let cgroup = Cgroup::new("least");
-    let at = bpffs.path();
-    let at = at.to_str().expect("a path");
     let row = format!("| `adopt` | {};", names(&ADOPT));
     assert!(SECURITY.contains(&row), "no row {row}");
     let joined = cgroup.join();
-    let _pair = Pair::new();
+    let pair = Pair::new();
     drop(joined);
     let allow = "--allow fionread,known-bad-kernel";
     let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
-    sockaccel(&bpffs.args(at, &enable)).ok();
+    bpffs.sh(&enable).ok();
     for missing in ADOPT {
         let others: Vec<Capability> = ADOPT.into_iter().filter(|c| *c != missing).collect();
-        let ran = sockaccel_with(&others, &bpffs.args(at, "adopt"));
+        let ran = sockaccel_with(&others, &bpffs.args("adopt"));
         assert_eq!(ran.code, Some(6), "without {missing}: {ran:?}");
     }
-    let told = sockaccel_with(&ADOPT, &bpffs.args(at, "adopt --json"))
-        .ok()
-        .json();
+    let told = sockaccel_with(&ADOPT, &bpffs.args("adopt --json"));
+    let told = told.ok().json();
     assert_eq!(told["adopted"].as_array().map(Vec::len), Some(1), "{told}");
+    for _ in 0..10 {
+        round_trip(&pair);
+    }
+    let stats = bpffs.sh("stats --json").ok().json();
+    assert!(stats["redirected_messages"].as_u64() > Some(10), "{stats}");
 }
 
 #[test]
@@ -294,10 +257,8 @@ fn hides_addresses() -> bool {
 /// Event loops, which wait in epoll: the programs need all their privileges to
 /// tell them from blocking readers.
 fn assert_accelerates(cgroup: &Cgroup, bpffs: &Bpffs) {
-    let at = bpffs.path();
-    let at = at.to_str().expect("a path");
     let counted = || -> u64 {
-        let stats = sockaccel(&bpffs.args(at, "stats --json")).ok().json();
+        let stats = bpffs.sh("stats --json").ok().json();
         stats["redirected_messages"].as_u64().expect("a count")
     };
     let _joined = cgroup.join();
@@ -333,30 +294,15 @@ fn assert_accelerates(cgroup: &Cgroup, bpffs: &Bpffs) {
     }
 }
 
-fn pins(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).expect("a directory").flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(pins(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
-}
-
 /// Also where somebody has opened the directories to all.
 #[test]
 fn nobody_else_opens_a_pin() {
-    let bpffs = Bpffs::new();
+    let bpffs = mounted();
     let cgroup = Cgroup::new("pins");
-    let at = bpffs.path();
-    let at = at.to_str().expect("a path");
     let path = cgroup.path().to_str().expect("a path");
     let enable = format!("enable --allow fionread --cgroup {path}");
-    sockaccel(&bpffs.args(at, &enable)).ok();
-    let base = bpffs.path().join("sockaccel");
+    bpffs.sh(&enable).ok();
+    let base = bpffs.base();
     let base_mode = fs::metadata(&base).expect("metadata").mode() & 0o777;
     assert_eq!(base_mode, 0o700, "{base_mode:03o}");
     let all = pins(&base);
@@ -368,7 +314,7 @@ fn nobody_else_opens_a_pin() {
         open_pinned(pin).unwrap_or_else(|e| panic!("root, {}: {e}", pin.display()));
     }
 
-    let copy = bpffs.dir.path().join("this-test");
+    let copy = bpffs.dir().join("this-test");
     fs::copy(std::env::current_exe().expect("this test"), &copy).expect("copy");
     for mode in [0o700, 0o755] {
         fs::set_permissions(&base, fs::Permissions::from_mode(mode)).expect("chmod");
@@ -406,10 +352,9 @@ fn as_nobody() {
 /// would let its owner take them away.
 #[test]
 fn a_directory_that_nobody_made_is_not_used() {
-    let bpffs = Bpffs::new();
+    let bpffs = mounted();
     let cgroup = Cgroup::new("squat");
-    let at = bpffs.path();
-    let base = bpffs.path().join("sockaccel");
+    let base = bpffs.base();
     let made = Command::new("mkdir")
         .args(["-p"])
         .arg(base.join("default"))
@@ -418,18 +363,17 @@ fn a_directory_that_nobody_made_is_not_used() {
         .status()
         .expect("mkdir");
     assert!(made.success());
-    let at = at.to_str().expect("a path");
     let path = cgroup.path().to_str().expect("a path");
     let enable = format!("enable --allow fionread --cgroup {path}");
     for words in [&*enable, "status", "endpoint add 10.0.0.1", "disable"] {
-        let ran = sockaccel(&bpffs.args(at, words));
+        let ran = bpffs.sh(words);
         assert_eq!(ran.code, Some(3), "{words}: {}", ran.stderr);
         let text = format!("{} belongs to user {NOBODY}", base.display());
         assert!(ran.stderr.contains(&text), "{}", ran.stderr);
     }
     assert_eq!(pins(&base), Vec::<PathBuf>::new());
     fs::remove_dir_all(&base).expect("as the message says");
-    sockaccel(&bpffs.args(at, &enable)).ok();
+    bpffs.sh(&enable).ok();
 }
 
 const VICTIM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);

@@ -45,6 +45,7 @@ use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::deadline::wait_at_most;
 use common::instance::Instance;
+use common::option::TCP_INQ;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
@@ -583,9 +584,6 @@ const CASES: &[Case] = &[
         spliced(l, &out, &into);
     })),
 ];
-
-/// linux/tcp.h
-const TCP_INQ: i32 = 36;
 
 impl Link {
     /// From here on the other end sends.

@@ -5,37 +5,36 @@ mod common;
 use std::fs;
 use std::io::BufRead as _;
 use std::io::BufReader;
-use std::process::Child;
 use std::process::ChildStdout;
 use std::process::Command;
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use common::cgroup::Cgroup;
+use common::deadline::Deadline;
 use common::instance::Instance;
 use common::pair::Pair;
+use common::process::Process;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
-/// A running `stats --watch`; killed on drop.
+/// A running `stats --watch`.
 struct Watch {
-    child: Child,
+    child: Process,
     stdout: Option<BufReader<ChildStdout>>,
 }
 
 impl Watch {
     fn start(instance: &Instance, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sockaccel"))
-            .args(["stats", "--instance", instance.name(), "--watch"])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("run sockaccel");
-        let stdout = child.stdout.take().map(BufReader::new);
+        let mut child = Process::start(
+            Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+                .args(["stats", "--instance", instance.name(), "--watch"])
+                .args(args)
+                .stdout(Stdio::piped()),
+        );
+        let stdout = child.0.stdout.take().map(BufReader::new);
         Self { child, stdout }
     }
 
@@ -46,20 +45,8 @@ impl Watch {
         line
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().try_into().expect("a pid"));
-        kill(pid, signal).expect("a signal");
-    }
-
     fn code(&mut self) -> Option<i32> {
-        self.child.wait().expect("its status").code()
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.ended(Deadline::seconds(60)).code()
     }
 }
 
@@ -141,7 +128,7 @@ fn watch_tells_what_has_changed() {
         }
     }
     assert_eq!((messages, enrolled), (200, -2));
-    watch.signal(Signal::SIGTERM);
+    watch.child.signal(Signal::SIGTERM);
     assert_eq!(watch.code(), Some(0));
 
     let mut watch = Watch::start(&instance, &["0.1"]);
@@ -154,7 +141,7 @@ fn watch_tells_what_has_changed() {
     // The next block begins after an empty line.
     while watch.line() != "\n" {}
     assert_eq!(watch.line(), header);
-    watch.signal(Signal::SIGINT);
+    watch.child.signal(Signal::SIGINT);
     assert_eq!(watch.code(), Some(0));
 }
 

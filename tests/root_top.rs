@@ -13,7 +13,6 @@ use std::num::NonZero;
 use std::os::fd::AsFd as _;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
-use std::process::Child;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -34,12 +33,10 @@ use nix::sys::resource::getrlimit;
 use nix::sys::resource::getrusage;
 use nix::sys::resource::setrlimit;
 use nix::sys::signal::Signal;
-use nix::sys::signal::kill;
 use nix::sys::termios::Termios;
 use nix::sys::termios::tcgetattr;
 use nix::sys::time::TimeVal;
 use nix::sys::time::TimeValLike as _;
-use nix::unistd::Pid;
 use nix::unistd::SysconfVar;
 use nix::unistd::sysconf;
 
@@ -54,6 +51,7 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::pair::connect;
 use common::pair::listen;
+use common::process::Process;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::warm::round_trip;
@@ -66,9 +64,9 @@ fn cells(n: u16) -> NonZero<u16> {
     NonZero::new(n).expect("a size")
 }
 
-/// `top` on a pseudo-terminal; killed on drop.
+/// `top` on a pseudo-terminal.
 struct Top {
-    child: Child,
+    child: Process,
     keyboard: File,
     /// Kept open, so that what the terminal was set to can be seen at the end.
     terminal: OwnedFd,
@@ -87,16 +85,16 @@ impl Top {
         let pty = openpty(Some(&size), None).expect("a pseudo-terminal");
         let before = tcgetattr(&pty.slave).expect("its settings");
         let end = || pty.slave.try_clone().expect("a descriptor");
-        let child = Command::new(env!("CARGO_BIN_EXE_sockaccel"))
-            .args(["top", "--instance", instance.name()])
-            .args(args)
-            .env("TERM", "xterm")
-            .env_remove("NO_COLOR")
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .expect("run sockaccel");
+        let child = Process::start(
+            Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+                .args(["top", "--instance", instance.name()])
+                .args(args)
+                .env("TERM", "xterm")
+                .env_remove("NO_COLOR")
+                .stdin(end())
+                .stdout(end())
+                .stderr(end()),
+        );
         let keyboard = File::from(pty.master);
         let screen = Arc::new(Mutex::new(vt100::Parser::new(
             cells(ROWS),
@@ -144,14 +142,9 @@ impl Top {
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().try_into().expect("a pid"));
-        kill(pid, signal).expect("a signal");
-    }
-
     /// Its end: the exit status, with the terminal as it was found.
     fn ended(&mut self, how: &str) -> Option<i32> {
-        let code = self.child.wait().expect("its status").code();
+        let code = self.child.ended(Deadline::seconds(60)).code();
         let after = tcgetattr(&self.terminal).expect("its settings");
         assert_eq!(after, self.before, "{how}");
         Deadline::seconds(60).until(&format!("{how}: the first screen"), || {
@@ -159,13 +152,6 @@ impl Top {
             !parser.screen().alternate_screen() && !parser.screen().hide_cursor()
         });
         code
-    }
-}
-
-impl Drop for Top {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -242,7 +228,7 @@ fn the_terminal_is_restored_whatever_ends_it() {
         top.shows("0 connections");
         let raw = tcgetattr(&top.terminal).expect("its settings");
         assert_ne!(raw, top.before, "raw while it runs");
-        top.signal(signal);
+        top.child.signal(signal);
         assert_eq!(top.ended(how), Some(0), "{how}");
     }
     let mut top = Top::start(&instance, &[]);
@@ -275,7 +261,7 @@ fn it_follows_the_size_of_the_terminal() {
         .expect("not poisoned")
         .screen_mut()
         .set_size(cells(narrow.ws_row), cells(narrow.ws_col));
-    top.signal(Signal::SIGWINCH);
+    top.child.signal(Signal::SIGWINCH);
     top.until("a screen without a head", |text| {
         text.starts_with("REMOTE") && text.contains("by messages")
     });
@@ -418,6 +404,9 @@ fn ten_thousand_connections() {
     }
     let stats = instance.stats();
     assert_eq!(stats.count("enrolled_now"), 2 * CONNECTIONS as u64);
+    // All of the third exchange, whatever the first two had to show.
+    let redirected = stats.redirected_messages();
+    assert!(redirected >= 2 * CONNECTIONS as u64, "{}", stats.0);
     assert_eq!(instance.dump("sockhash").len(), 2 * CONNECTIONS);
     assert_eq!(instance.dump("connections").len(), 2 * CONNECTIONS);
     let lines = instance.run(&["dump", "sockhash"]).ok().stdout;

@@ -11,10 +11,6 @@ without=(integration/corrupt-dump integration/corrupt-dump-fuzzer
 	integration/convert-zipmap-hash-on-load integration/convert-ziplist-hash-on-load
 	integration/convert-ziplist-zset-on-load integration/dismiss-mem unit/oom-score-adj
 	unit/memefficiency)
-# Replication takes most of the time.
-[[ -z ${CONFORMANCE_SHORT:-} ]] || without+=(integration/replication integration/replication-psync
-	integration/replication-4 integration/psync2 integration/psync2-reg integration/psync2-pingoff
-	unit/maxmemory unit/hyperloglog unit/geo)
 
 prepare() {
 	debian_source redis

@@ -26,13 +26,14 @@ mod watch;
 use std::time::{Duration, Instant};
 
 use lab::Lab;
+use options::{Mode, Workload};
 use plan::{Cell, Plan};
 use progress::Progress;
 use result::{CellResult, Samples, Verdict};
 
 pub use document::Document;
 pub use error::Error;
-pub use options::{Cores, Mode, Nagle, Options, Place, Wait, Workload};
+pub use options::Options;
 pub use peer::{PeerOptions, run as run_peer};
 
 use crate::output::{Output, say};

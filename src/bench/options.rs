@@ -8,8 +8,12 @@ use clap::{Args, ValueEnum};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::words::duration;
+
 /// Options of `bench`. Axes take lists; every combination is one cell.
 #[derive(Debug, Clone, Args)]
+// What each axis takes is in its first line.
+#[command(hide_possible_values = true)]
 #[command(after_help = "\
 Takes about a minute. Each combination of the values given is measured.
 
@@ -17,13 +21,7 @@ Example:  sockaccel bench --workload rr --size 64 --rounds 40
 Example:  sockaccel bench --matrix --max-time 30m --report bench.html")]
 pub struct Options {
     /// Of rr, stream, pipelined, crr, slow [default: rr,stream,crr]
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "WORKLOAD"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "WORKLOAD")]
     pub workload: Vec<Workload>,
     /// Bytes of each message [default: 64,16384]
     #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = bytes)]
@@ -32,44 +30,19 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub connections: Vec<u32>,
     /// Nagle's algorithm on, or off (default): `TCP_NODELAY`
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "WHICH"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "WHICH")]
     pub nagle: Vec<Nagle>,
     /// Where: loopback (default), netns, nat, host
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "PLACE"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "PLACE")]
     pub place: Vec<Place>,
     /// MTU of the links of netns and nat [default: 1500]
     #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
     pub mtu: Vec<u32>,
     /// Both programs on the same CPU (default), or across
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        value_name = "WHICH"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "WHICH")]
     pub cores: Vec<Cores>,
     /// Besides tcp [default: sockaccel,textbook,unix]
-    #[arg(
-        hide_possible_values = true,
-        long,
-        alias = "modes",
-        value_enum,
-        value_delimiter = ',',
-        value_name = "MODE"
-    )]
+    #[arg(long, alias = "modes", value_delimiter = ',', value_name = "MODE")]
     pub mode: Vec<Mode>,
     /// Every value of what is not given
     #[arg(long, visible_alias = "all")]
@@ -81,7 +54,7 @@ pub struct Options {
     #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024))]
     pub depth: u32,
     /// How programs wait: epoll, spin
-    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Wait::Epoll, value_name = "HOW")]
+    #[arg(long, value_enum, default_value_t = Wait::Epoll, value_name = "HOW")]
     pub wait: Wait,
     /// Also with a peer outside the enabled cgroup
     #[arg(long)]
@@ -268,26 +241,11 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.char_indices().next_back() {
-        Some((at, 's')) => (&text[..at], 1.0),
-        Some((at, 'm')) => (&text[..at], 60.0),
-        Some((at, 'h')) => (&text[..at], 3600.0),
-        _ => (text, 1.0),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if (0.0..=1e6).contains(&number) => Ok(Duration::from_secs_f64(number * unit)),
-        _ => Err("not a time such as 90, 90s, 10m or 2h".to_owned()),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
+pub(super) mod tests {
     use clap::{Parser, ValueEnum as _};
 
-    use super::{Cores, Mode, Nagle, Options, Place, Workload, duration};
+    use super::{Cores, Mode, Nagle, Options, Place, Workload};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -295,7 +253,7 @@ mod tests {
         options: Options,
     }
 
-    fn parse(words: &str) -> Result<Options, clap::Error> {
+    pub fn parse(words: &str) -> Result<Options, clap::Error> {
         Line::try_parse_from(["bench"].into_iter().chain(words.split_whitespace()))
             .map(|line| line.options)
     }
@@ -337,16 +295,6 @@ mod tests {
             "--max-time soon",
         ] {
             assert!(parse(words).is_err(), "{words}");
-        }
-    }
-
-    #[test]
-    fn times_have_units() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        for text in ["", "m", "-1", "1d", "inf", "NaN"] {
-            assert!(duration(text).is_err(), "{text}");
         }
     }
 

@@ -209,19 +209,12 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::Plan;
+    use crate::bench::options::tests::parse;
     use crate::bench::options::{Mode, Options, Place, Workload};
 
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
-
     fn options(words: &str) -> Options {
-        Line::parse_from(["bench"].into_iter().chain(words.split_whitespace())).options
+        parse(words).unwrap()
     }
 
     fn plan(words: &str) -> Plan {

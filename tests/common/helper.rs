@@ -23,12 +23,14 @@ use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::deadline::Deadline;
+use super::process::Process;
 
 /// Names the role to the helper.
 pub const ROLE: &str = "SOCKACCEL_TEST_HELPER";
@@ -66,7 +68,7 @@ impl Channel {
 /// A running helper; killed on drop.
 #[derive(Debug)]
 pub struct Helper {
-    child: Child,
+    process: Process,
     channel: Channel,
 }
 
@@ -89,21 +91,25 @@ impl Helper {
         let (own, theirs) = UnixStream::pair().expect("socketpair");
         own.set_read_timeout(Some(Duration::from_secs(60)))
             .expect("SO_RCVTIMEO");
-        let child = command
-            .args(ARGUMENTS)
-            .env(ROLE, role)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("start the helper");
+        let process = Process::start(
+            command
+                .args(ARGUMENTS)
+                .env(ROLE, role)
+                .stdin(Stdio::from(OwnedFd::from(theirs)))
+                .stdout(Stdio::null()),
+        );
         Self {
-            child,
+            process,
             channel: Channel::new(own),
         }
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     pub fn say(&mut self, line: &str) {
@@ -113,29 +119,14 @@ impl Helper {
     /// Waits for the end of what was started: its exit status, or minus the signal.
     pub fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt as _;
-        let deadline = Deadline::seconds(60);
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status
-                    .code()
-                    .or(status.signal().map(|n| -n))
-                    .expect("ended");
-            }
-            deadline.check("the helper's end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let status = self.process.ended(Deadline::seconds(60));
+        let signal = || status.signal().map(|n| -n);
+        status.code().or_else(signal).expect("ended")
     }
 
     /// The helper's next line; its end fails the test.
     pub fn hear(&mut self) -> String {
         self.channel.hear().expect("the helper ended")
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -18,6 +18,22 @@ pub struct Ran {
 }
 
 impl Ran {
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Self {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command
+            .output()
+            .unwrap_or_else(|e| panic!("run {}: {e}", command.get_program().display()));
+        Self {
+            code: status.code(),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
     /// Fails unless it exited with 0.
     pub fn ok(self) -> Self {
         assert_eq!(
@@ -38,20 +54,11 @@ impl Ran {
 
 /// Runs the binary with these arguments.
 pub fn sockaccel<S: AsRef<OsStr>>(args: &[S]) -> Ran {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_sockaccel"))
-        .args(args)
-        .env_remove("SOCKACCEL_ALLOW")
-        .output()
-        .expect("run sockaccel");
-    Ran {
-        code: status.code(),
-        stdout: String::from_utf8_lossy(&stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&stderr).into_owned(),
-    }
+    Ran::of(
+        Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(args)
+            .env_remove("SOCKACCEL_ALLOW"),
+    )
 }
 
 /// An enabled instance; disabled on drop.

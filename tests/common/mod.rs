@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 pub mod books;
+pub mod bpffs;
 pub mod cgroup;
 pub mod deadline;
 pub mod forge;
@@ -19,7 +20,9 @@ pub mod pair;
 pub mod pattern;
 pub mod plain;
 pub mod privileges;
+pub mod process;
 pub mod raw;
+pub mod repair;
 pub mod rng;
 pub mod stream;
 pub mod tagged;

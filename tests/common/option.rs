@@ -10,7 +10,7 @@ use nix::sys::socket;
 use nix::sys::socket::sockopt;
 
 /// include/uapi/linux/tcp.h
-const TCP_INQ: i32 = 36;
+pub const TCP_INQ: i32 = 36;
 
 macro_rules! int_options {
     ($($name:ident, $level:path, $option:path;)*) => {

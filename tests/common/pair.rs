@@ -19,6 +19,7 @@ use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::sockopt;
 
 use super::deadline::Deadline;
+use super::raw;
 
 /// How the sockets of a pair are made. Buffer sizes are set before connect and
 /// listen, as programs do.
@@ -152,16 +153,35 @@ pub fn connect(to: SocketAddr, options: &Options) -> TcpStream {
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from))
             .unwrap_or_else(|e| panic!("bind {from}: {e}"));
     }
-    match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
+    let started = socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to));
+    finish_connect(&fd, to, started);
+    finish(fd.into(), options, options.client_nonblocking)
+}
+
+/// A socket that was connected, to somebody else: `connect(AF_UNSPEC)`, then again.
+pub fn reconnect(client: &TcpStream, to: SocketAddr) {
+    let deadline = Deadline::seconds(10);
+    raw::disconnect(client).expect("connect to AF_UNSPEC");
+    loop {
+        match socket::connect(client.as_raw_fd(), &SockaddrStorage::from(to)) {
+            // As long as a sender of the first connection is under way.
+            Err(Errno::EADDRNOTAVAIL) => deadline.check("connect again"),
+            started => break finish_connect(client, to, started),
+        }
+    }
+}
+
+/// Waits until it is connected, if that was started.
+fn finish_connect(fd: &impl AsFd, to: SocketAddr, started: nix::Result<()>) {
+    match started {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => {
-            Deadline::seconds(10).wait(&fd, PollFlags::POLLOUT, "connect");
-            let error = socket::getsockopt(&fd, sockopt::SocketError).expect("SO_ERROR");
+            Deadline::seconds(10).wait(fd, PollFlags::POLLOUT, "connect");
+            let error = socket::getsockopt(fd, sockopt::SocketError).expect("SO_ERROR");
             assert_eq!(error, 0, "connect {to}: {}", Errno::from_raw(error));
         }
         Err(e) => panic!("connect {to}: {e}"),
     }
-    finish(fd.into(), options, options.client_nonblocking)
 }
 
 /// The next accepted socket.

@@ -15,6 +15,8 @@ use nix::sys::signal::SigSet;
 use nix::sys::signal::Signal;
 use nix::sys::signal::sigaction;
 
+use super::option::TCP_INQ;
+
 /// Any option, by number: what is asked for need not exist.
 pub fn set_option(fd: impl AsFd, level: i32, name: i32, value: &[u8]) -> nix::Result<()> {
     let len = libc::socklen_t::try_from(value.len()).expect("a small value");
@@ -63,7 +65,7 @@ pub fn discard(fd: impl AsFd, len: usize) -> nix::Result<usize> {
 /// `TCP_CM_INQ` of one recvmsg, if there is such a message.
 pub fn recv_inq(fd: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<i32>)> {
     /// linux/tcp.h: the message has the number of the option.
-    const TCP_CM_INQ: i32 = 36;
+    const TCP_CM_INQ: i32 = TCP_INQ;
     let mut iov = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),

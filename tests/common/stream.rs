@@ -34,21 +34,8 @@ pub fn send_all(stream: &TcpStream, bytes: &[u8], deadline: Deadline) {
 
 /// Reads some: 0 is the end of the stream.
 pub fn recv_some(mut stream: &TcpStream, buffer: &mut [u8], deadline: Deadline) -> usize {
-    retry(stream, deadline, || stream.read(buffer))
-}
-
-/// The same, and leaves it there.
-pub fn peek_some(stream: &TcpStream, buffer: &mut [u8], deadline: Deadline) -> usize {
-    retry(stream, deadline, || stream.peek(buffer))
-}
-
-fn retry(
-    stream: &TcpStream,
-    deadline: Deadline,
-    mut read: impl FnMut() -> io::Result<usize>,
-) -> usize {
     loop {
-        match read() {
+        match stream.read(buffer) {
             Ok(n) => return n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

@@ -185,9 +185,10 @@ impl<'a> Receiver<'a> {
         let room = rng.size(self.buffer.len());
         match std::io::Read::read(&mut &*stream, &mut self.buffer[..room]) {
             Ok(0) => {
-                let total = match direction.is_ending() {
-                    true => direction.sent.load(Ordering::Relaxed),
-                    false => direction.plan.total,
+                let total = if direction.is_ending() {
+                    direction.sent.load(Ordering::Relaxed)
+                } else {
+                    direction.plan.total
                 };
                 assert_eq!(at, total, "{}: ended early", direction.name);
                 self.ended = true;

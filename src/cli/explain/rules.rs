@@ -451,7 +451,7 @@ impl Setting<'_> {
             format!("the tables said at generation {generation}: {}", why.text)
         };
         let when = if behind && generation != 0 {
-            "; they have changed since and are asked again at the next message"
+            "; tables or readers have changed since, and are asked again at the next message"
         } else {
             ""
         };
