@@ -1254,7 +1254,7 @@ fn adding_a_cgroup_killed_at_any_step_leaves_the_instance_whole() {
 fn enable_that_fails_at_any_step_leaves_what_was() {
     let world = World::new();
     let [old, new] = ["old", "new"].map(Cgroup::new);
-    world.mount(MsFlags::empty());
+    world.bpffs.mount(MsFlags::empty());
     let enable = enable_words(&old, "--scope local");
     let steps = world.changing_steps(&enable);
     world.sh("disable").ok();
@@ -1300,7 +1300,7 @@ fn apply_that_fails_after_one_that_was_killed_leaves_it_unfinished() {
     let world = World::new();
     let cgroup = Cgroup::new("cli");
     world.enable(&cgroup, "").ok();
-    let file = world.dir.path().join("wanted.toml");
+    let file = world.bpffs.dir().join("wanted.toml");
     let spec = world.sh("export").ok().stdout;
     let spec = format!("{spec}\n[[identities]]\ncidr = \"192.0.2.0/24\"\nidentity = 1000\n");
     fs::write(&file, spec).expect("write");

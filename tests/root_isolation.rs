@@ -632,7 +632,7 @@ fn forged_sockets_do_not_pair_with_a_lone_one() {
         let listener = listen(&options);
         let joined = cgroup.join();
         // Nobody waits for a peer longer than a second: a busy test may come late.
-        let victim = (0..20)
+        let victim = (0..200)
             .map(|_| Pair::on(&listener, &options))
             .find(|_| !instance.dump("connections").is_empty())
             .expect("an entry that waits");
