@@ -215,6 +215,27 @@ fn what_is_skipped_or_ejected_is_told_with_its_reason() {
 }
 
 #[test]
+fn what_a_disabled_cgroup_takes_out_is_told() {
+    let (cgroup, other) = (Cgroup::new("events"), Cgroup::new("events"));
+    let instance = Instance::try_enable(&[&cgroup, &other], &[]).expect("enabled");
+    let joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    drop(joined);
+    let mut listener = Listener::start(&instance, &["--json", "--kind", "ejected"]);
+    let path = cgroup.path().to_str().expect("a path");
+    instance.run(&["disable", "--cgroup", path]).ok();
+    let name = |stream: &std::net::TcpStream| stream.local_addr().expect("a name");
+    assert_eq!(
+        told(&listener.end()),
+        expected(&[
+            ("ejected", "disabled", &name(&pair.client)),
+            ("ejected", "disabled", &name(&pair.server)),
+        ])
+    );
+}
+
+#[test]
 fn filters_and_limits() {
     let cgroup = Cgroup::new("events");
     let instance = Instance::enable(&cgroup, &[]);

@@ -152,6 +152,7 @@ static __always_inline void sa_take_out(struct sa_sock *st, struct sa_conn *conn
 		st->ejected = SA_REASON_DISABLED;
 		if (!conn || sa_account(conn, st->side))
 			sa_add_at(ejected, SA_REASON_DISABLED, SA_REASON_COUNT, 1);
+		sa_event(st, SA_EVENT_EJECTED, SA_REASON_DISABLED);
 		sa_tell(st);
 	}
 	bpf_map_delete_elem(&sa_sockhash, &cookie);

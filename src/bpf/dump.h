@@ -41,7 +41,8 @@ static __always_inline __u32 sa_waits(const struct sock___sa *sk, const struct s
 	return psock && !sa_queue_empty(psock) ? SA_WAITS_PEER_UNREAD : SA_WAITS_SENDER;
 }
 
-static __always_inline void sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
+/* A function of its own: with the record the stack has no room for anything else. */
+static __noinline void sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
 					const struct sa_sock *st, __u32 waits)
 {
 	struct sa_dump record = { .waits = waits };

@@ -114,10 +114,12 @@ struct {
 	__type(value, __u8);
 } sa_ports SEC(".maps");
 
-/* Addresses of the server: enum sa_filter. User space writes at enable. */
+/* Addresses of the server: enum sa_filter. User space writes at enable; while they
+ * change, old and new ones are there.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct sa_cidr);
 	__type(value, __u32);
