@@ -70,20 +70,10 @@ impl Reason {
 /// The most frequent reasons: first what keeps whole connections out, then
 /// what keeps messages of enrolled ones on the stack.
 pub fn top(stats: &Stats) -> Vec<Reason> {
-    let sockets = most(&kept_out(stats), REASONS, "sockets");
+    let sockets = most(&stats.kept_out(), REASONS, "sockets");
     let messages = most(&stats.stack_why, WHYS, "messages");
     let each = [sockets, messages].into_iter();
     each.flat_map(|reasons| reasons.into_iter().take(TOP))
-        .collect()
-}
-
-/// Sockets that were skipped or ejected, by the index of [`REASONS`].
-pub fn kept_out(stats: &Stats) -> Vec<u64> {
-    stats
-        .skipped
-        .iter()
-        .zip(&stats.ejected)
-        .map(|(skipped, ejected)| skipped + ejected)
         .collect()
 }
 

@@ -134,6 +134,12 @@ impl Stats {
         })
     }
 
+    /// Sockets that were skipped or ejected, by the index of [`REASONS`].
+    pub fn kept_out(&self) -> Vec<u64> {
+        let both = self.skipped.iter().zip(&self.ejected);
+        both.map(|(skipped, ejected)| skipped + ejected).collect()
+    }
+
     /// Sockets that were enrolled and were not ejected.
     pub fn enrolled(&self) -> u64 {
         self.enrolled_ever.saturating_sub(self.ejected.iter().sum())

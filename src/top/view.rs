@@ -9,8 +9,10 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 use super::model::{Connection, End, Model, Page, as_f64};
 use super::processes::Processes;
 use crate::cli::addr::{local, remote};
+use crate::maps::Stats;
 use crate::maps::sockets::state_name;
 use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::output::count;
 
 /// Reasons in the lines at the top.
 const REASONS_TOLD: usize = 4;
@@ -280,14 +282,7 @@ fn head_lines(model: &Model) -> Vec<Line<'static>> {
         short(messages),
         short(bytes),
     );
-    let out: Vec<u64> = model.counters().map_or_else(Vec::new, |stats| {
-        stats
-            .skipped
-            .iter()
-            .zip(&stats.ejected)
-            .map(|(skipped, ejected)| skipped + ejected)
-            .collect()
-    });
+    let out = model.counters().map(Stats::kept_out).unwrap_or_default();
     let mut reasons: Vec<(&Outcome, u64)> = REASONS
         .iter()
         .zip(out)
@@ -403,8 +398,9 @@ fn direction(end: &End, processes: &mut Processes) -> Vec<Line<'static>> {
         field(
             "changes",
             format!(
-                "{} promotions, {} demotions",
-                sock.promotions, sock.demotions
+                "{}, {}",
+                count(sock.promotions.into(), "promotion"),
+                count(sock.demotions.into(), "demotion")
             ),
         ),
         field(

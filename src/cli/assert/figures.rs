@@ -9,7 +9,6 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::cli::reasons;
 use crate::error::{Error, Result};
 use crate::maps::layout::{Dump, ROLE_ACTIVE};
 use crate::maps::{Stats, sockets};
@@ -140,7 +139,7 @@ impl Figures {
                 stack_messages: stats.stack_messages,
                 enrolled: stats.enrolled(),
                 paired: stats.paired,
-                skipped: Some(reasons::kept_out(&stats).iter().sum()),
+                skipped: Some(stats.kept_out().iter().sum()),
             };
             return Ok(Self {
                 by_name,
@@ -191,7 +190,8 @@ impl Figures {
         let Some(stats) = &self.stats else {
             return 0.0;
         };
-        let count: u64 = reasons::kept_out(stats)
+        let count: u64 = stats
+            .kept_out()
             .iter()
             .zip(REASONS)
             .filter(|(_, known)| reason == "any" || known.name == reason)

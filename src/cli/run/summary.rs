@@ -99,7 +99,7 @@ impl Summary<'_> {
 }
 
 fn headline(stats: &Stats) -> String {
-    let outside = reasons::kept_out(stats)[NO_LOCAL_PEER];
+    let outside = stats.kept_out()[NO_LOCAL_PEER];
     if stats.seen == 0 {
         "the command established no TCP connection".to_owned()
     } else if let Some(share) = stats
