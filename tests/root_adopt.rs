@@ -33,6 +33,7 @@ use common::rng::Rng;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
+use common::tagged::assert_nothing_to_read;
 use common::traffic::Direction;
 use common::traffic::Plan;
 use common::traffic::run_end;
@@ -519,6 +520,52 @@ fn twins_are_left() {
         assert_eq!(adopt(&instance).0, 1, "{role}: without its twin");
         warm_up(&instance, &pair);
     }
+}
+
+/// In place of a server that is elsewhere, with its numbers: it has not had what the
+/// client sent.
+#[test]
+fn a_forged_end_is_not_paired_with_a_lone_one() {
+    if refused_here() {
+        return;
+    }
+    let (cgroup, other) = (Cgroup::new("lone"), Cgroup::new("lone"));
+    let netns = Netns::new("lone");
+    let options = Options::default();
+    let both = Instance::try_enable(&[&cgroup, &other], &[]).expect("enabled");
+    let listener = {
+        let _joined = other.join();
+        listen(&options)
+    };
+    let _joined = cgroup.join();
+    let pair = Pair::on(&listener, &options);
+    warm_up(&both, &pair);
+    let numbers = numbers_to_forge(&both, "passive");
+    both.disable().ok();
+    drop(both);
+
+    let end = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let forged = netns.enter(|| forge(end(44001), end(44000), numbers));
+    let instance = Instance::enable(&cgroup, &[]);
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 0, "{told}");
+    let reasons = [("mismatch", 1), ("peer_not_eligible", 1)];
+    assert_eq!(left(&told), reasons.map(|(r, n)| (r.to_owned(), n)).into());
+    assert_eq!(
+        assert_balanced(&instance).by_reason("skipped", "mismatch"),
+        1
+    );
+    let mut victim = Tagged::new("victim", 1, pair);
+    for _ in 0..10 {
+        victim.exchange(2);
+        assert_nothing_to_read(&forged, "forged");
+    }
+    Deadline::seconds(10).until("the lone one is left", || {
+        instance.stats().by_reason("ejected", "no_local_peer") == 1
+    });
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.redirected_messages(), 0, "{}", stats.0);
+    victim.exchange(5);
 }
 
 /// What a forged socket must be given to look like the client or the server of the

@@ -1,10 +1,9 @@
 //! Every connection that is not accelerated is counted under one reason, which
 //! `status` names, and its data flows as ever.
 //!
-//! Not here, because a test cannot provoke them: `no_memory`, `unsupported`,
-//! and `mismatch`, which takes two sockets with one pair of sequence numbers
-//! that are not a connection (forged ones are `repair`, simultaneous open is
-//! `no_local_peer`). `kernel_socket` takes a kernel service that speaks TCP
+//! Not here, because a test cannot provoke them: `no_memory` and `unsupported`.
+//! `mismatch` takes two sockets with one pair of sequence numbers that are not a
+//! connection: see `root_adopt.rs`. `kernel_socket` takes a kernel service that speaks TCP
 //! (NFS, `NVMe`); the one that every kernel has is MPTCP, and its sockets are
 //! counted as `ulp`. For `ambiguous` see `root_isolation.rs`.
 
