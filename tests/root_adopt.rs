@@ -585,3 +585,42 @@ fn numbers_to_forge(instance: &Instance, role: &str) -> [i32; 2] {
     let syn = u32::from(role == "active");
     [own.wrapping_sub(syn), peer].map(u32::cast_signed)
 }
+
+/// What there is no room for is left as it was, and both ends of the rest get in.
+#[test]
+fn there_is_room_for_whole_connections_only() {
+    if refused_here() {
+        return;
+    }
+    let cgroup = Cgroup::new("room");
+    let _joined = cgroup.join();
+    let mut pairs: Vec<Pair> = (0..40).map(|_| Pair::new()).collect();
+    let instance = Instance::enable(&cgroup, &["--max-sockets", "64"]);
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 32, "{told}");
+    assert_eq!(left(&told), [("map_full".to_owned(), 16)].into());
+    assert_eq!(assert_balanced(&instance).count("seen"), 64);
+
+    let of = |pair: &Pair| pair.client.local_addr().expect("getsockname").to_string();
+    let taken: Vec<String> = told["adopted"]
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|c| c["client"].as_str().expect("an address").to_owned())
+        .collect();
+    let mut closed = 0;
+    pairs.retain(|pair| {
+        let close = closed < 8 && taken.contains(&of(pair));
+        closed += usize::from(close);
+        !close
+    });
+    Deadline::seconds(10).until("closed", || instance.stats().count("enrolled_now") == 48);
+    // Those that are adopted and have not sent yet are not told as left.
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 8, "{told}");
+    assert_eq!(left(&told), BTreeMap::new(), "{told}");
+    for pair in [&pairs[0], &pairs[31]] {
+        warm_up(&instance, pair);
+    }
+    assert_balanced(&instance);
+}

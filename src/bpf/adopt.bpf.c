@@ -70,11 +70,25 @@ static __always_inline const struct tcp_sock___sa *sa_connected(struct bpf_iter_
 	return tp && sa_covered((const void *)tp) ? tp : NULL;
 }
 
-/* An adoption was cut short: it waits for its peer, or has given up. */
+/*
+ * An adoption was cut short: it waits for its peer, or one of the two found no room,
+ * or came too late. Nothing was redirected, and it may be asked again.
+ */
 static __always_inline bool sa_half_adopted(const struct sa_sock *st)
 {
-	return st->adopted && !st->peer_cookie &&
-	       (st->enrolled || st->ejected == SA_REASON_NO_LOCAL_PEER);
+	return st->adopted && !st->peer_cookie;
+}
+
+/* Its peer has come: they are paired as soon as an ACK does. */
+static __always_inline bool sa_is_expected(const struct sa_sock *st)
+{
+	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	const struct sa_side *other;
+
+	if (!conn || !st->enrolled || sa_side(conn, st->side)->cookie != st->cookie)
+		return false;
+	other = sa_side(conn, !st->side);
+	return other->cookie && other->ready == other->cookie && !other->skipped;
 }
 
 SEC("iter/tcp")
@@ -87,7 +101,7 @@ int sa_adopt_scan(struct bpf_iter__tcp___sa *ctx)
 	if (!tp)
 		return 0;
 	st = bpf_sk_storage_get(&sa_socks, (void *)tp, NULL, 0);
-	if (st && !sa_half_adopted(st)) {
+	if (st && (!sa_half_adopted(st) || sa_is_expected(st))) {
 		candidate.judged = st->ejected ? st->ejected : st->skipped;
 		if (st->enrolled || !candidate.judged)
 			return 0;
@@ -139,7 +153,7 @@ static __always_inline bool sa_describe(struct sa_sock *st, const struct tcp_soc
 	st->netns_cookie = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net->net_cookie;
 	st->first_seq = first;
 	st->side = first < peers;
-	st->adopted = 1;
+	st->adopted = SA_ADOPTED;
 	sa_tuple_of(tp, &st->tuple);
 	return true;
 }
@@ -159,6 +173,10 @@ static __always_inline __u32 sa_judge_adoption(const struct sa_config *conf,
 	if (!adoption->owners)
 		return SA_REASON_KERNEL_SOCKET;
 	if (adoption->splicing && !conf->without_observer)
+		return SA_REASON_SPLICING;
+	/* Its siblings are not enrolled either. */
+	if (adoption->st.role == SA_ROLE_PASSIVE && !conf->without_observer &&
+	    sa_listener_splices_for(&adoption->st, listening))
 		return SA_REASON_SPLICING;
 	return sa_unfit(conf, &adoption->st, tp, listening);
 }
@@ -206,11 +224,18 @@ static __always_inline void sa_take_back_passed(const struct sa_sock *st)
 }
 
 /* Counted before, by an adoption that was cut short. */
-static __always_inline void sa_take_back_ejected(void)
+static __always_inline void sa_take_back_half(const struct sa_sock *st)
 {
+	__u32 ejected = st->ejected ? st->ejected : SA_REASON_NO_LOCAL_PEER;
+
 	sa_add(seen, -1);
+	if (st->skipped) {
+		sa_add_at(skipped, st->skipped, SA_REASON_COUNT, -1);
+		return;
+	}
 	sa_add(enrolled, -1);
-	sa_add_at(ejected, SA_REASON_NO_LOCAL_PEER, SA_REASON_COUNT, -1);
+	/* By the watch, where the socket does not know it yet. */
+	sa_add_at(ejected, ejected, SA_REASON_COUNT, -1);
 }
 
 /* Does it wait for its peer still? */
@@ -230,11 +255,12 @@ static __always_inline bool sa_waits_for_peer(const struct sa_sock *st)
 static __always_inline bool sa_in_step(const struct tcp_sock___sa *tp,
 				       const struct tcp_sock___sa *peer)
 {
+	/* Only the own socket is locked: the peer's end may move, so it is read once. */
+	__u32 acked = sa_load(peer, snd_una);
 	__u32 came = sa_load(peer, rcv_nxt) - tp->snd_una;
-	__u32 comes = tp->rcv_nxt - sa_load(peer, snd_una);
 
 	return came <= tp->snd_nxt - tp->snd_una &&
-	       comes <= sa_load(peer, snd_nxt) - sa_load(peer, snd_una);
+	       tp->rcv_nxt - acked <= sa_load(peer, snd_nxt) - acked;
 }
 
 /* The one that connected has registered. */
@@ -305,7 +331,7 @@ static __always_inline void sa_adopt(struct bpf_iter__tcp___sa *ctx, __u32 role)
 		return;
 	}
 	if (st) {
-		sa_take_back_ejected();
+		sa_take_back_half(st);
 		*st = adoption->st;
 	} else {
 		st = bpf_sk_storage_get(&sa_socks, (void *)tp, &adoption->st,

@@ -62,8 +62,11 @@ static __always_inline void sa_pair_with(struct sa_sock *st, const struct sa_sid
 	__u16 *ports = (void *)&st->peer_ports;
 
 	/* What it read before it was enrolled does not show how it reads now. */
-	if (st->adopted)
+	if (st->adopted) {
 		st->first_seq = sa_load(tp, copied_seq);
+		st->adopted = sa_sleeps_in_tcp(psk, sa_sleepers(psk)) ? SA_ADOPTED_ASLEEP :
+									SA_ADOPTED;
+	}
 	st->peer_sk = peer->sk;
 	st->peer_st = peer->st;
 	st->pressure = (__u64)sa_load(prot, memory_pressure);

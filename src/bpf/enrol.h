@@ -103,7 +103,7 @@ static __always_inline __u32 sa_meet_active(struct sa_sock *st, const struct tcp
 		return reason;
 	}
 	sa_publish(sa_side(conn, st->side), st, tp, sk);
-	sa_watch_in(conn, SA_WATCH_LONELY_NS);
+	sa_watch_in(conn, st->adopted ? SA_WATCH_ADOPTED_NS : SA_WATCH_LONELY_NS);
 	return SA_REASON_NONE;
 }
 

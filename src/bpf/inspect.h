@@ -131,15 +131,14 @@ static __always_inline bool sa_contended(struct sa_sock *st, const struct sock__
  * would not see a redirected message. One that sleeps in the sockmap's recv (or
  * send) holds the psock, so sleepers beyond its references sleep in TCP's.
  */
-static __always_inline bool sa_sleeps_in_tcp(const struct sock___sa *psk)
+static __always_inline __s32 sa_sleepers(const struct sock___sa *psk)
 {
-	const struct sk_psock___sa *psock = sa_psock(psk);
 	const struct socket_wq___sa *wq = sa_load(psk, sk_wq);
 	__u64 head, at;
 	__s32 sleepers = 0;
 
-	if (!psock || !wq)
-		return true;
+	if (!wq)
+		return SA_SLEEPERS;
 	head = (__u64)wq + bpf_core_field_offset(wq->wait.head);
 	at = (__u64)sa_load(wq, wait.head.next);
 	for (__u32 n = 0; n < SA_SLEEPERS && at && at != head; n++) {
@@ -151,7 +150,14 @@ static __always_inline bool sa_sleeps_in_tcp(const struct sock___sa *psk)
 			sleepers++;
 		at = (__u64)sa_load(entry, entry.next);
 	}
-	return sleepers > sa_load(psock, refcnt.refs.counter) - 1;
+	return sleepers;
+}
+
+static __always_inline bool sa_sleeps_in_tcp(const struct sock___sa *psk, __s32 sleepers)
+{
+	const struct sk_psock___sa *psock = sa_psock(psk);
+
+	return !psock || sleepers > sa_load(psock, refcnt.refs.counter) - 1;
 }
 
 /* What is looked at before a promotion only: options that are set later come
@@ -163,13 +169,20 @@ static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct soc
 {
 	const struct sock___sa *psk = (const void *)peer;
 	const struct socket___sa *socket = sa_load(psk, sk_socket);
+	__s32 sleepers;
 
 	if (!socket || sa_options(peer) || sa_load(psk, sk_data_ready) != own->sk_data_ready)
 		return false;
 	st->peer_file = (__u64)sa_load(socket, file);
 	if (!st->peer_file)
 		return false;
-	return !sa_sleeps_in_tcp(psk);
+	sleepers = sa_sleepers(psk);
+	if (sa_sleeps_in_tcp(psk, sleepers))
+		return false;
+	/* What slept in TCP at adoption may have been a splice(2): it has come back. */
+	if (st->adopted == SA_ADOPTED_ASLEEP && sleepers)
+		st->adopted = SA_ADOPTED;
+	return st->adopted != SA_ADOPTED_ASLEEP;
 }
 
 /*

@@ -154,10 +154,21 @@ struct sa_sock {
 	__u32 drain; /* walk of sa_iter_drain that took it out of service, 0 none */
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */
-	__u32 adopted; /* its connection is older than the instance */
+	__u32 adopted; /* enum sa_adopted */
 	struct sa_tuple tuple;
 };
 _Static_assert(sizeof(struct sa_sock) == 304, "layout");
+
+/* Is its connection older than the instance? */
+enum sa_adopted {
+	SA_ADOPTED_NOT = 0,
+	SA_ADOPTED = 1,
+	/*
+	 * A call on the peer slept in TCP when they were paired. If that is a splice(2)
+	 * nobody saw it, so how it reads shows when it sleeps in the sockmap's recv.
+	 */
+	SA_ADOPTED_ASLEEP = 2,
+};
 
 /* Of a draining direction: may it redirect? See drain.h. */
 enum sa_cut {

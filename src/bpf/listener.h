@@ -39,6 +39,23 @@ static __always_inline bool sa_listener_blocks(__u64 sk, __u64 cookie)
 	return sa_blocking(listener) != SA_REASON_NONE;
 }
 
+/* Was another child of the socket's listener, or of the same program's, seen splicing? */
+static __always_inline bool sa_listener_splices_for(const struct sa_sock *st,
+						    const struct sa_listening *own)
+{
+	struct sa_listener_key key = {
+		.netns_cookie = st->netns_cookie,
+		.port = st->tuple.local_port,
+	};
+	const struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
+
+	if (known && known->splicing)
+		return true;
+	if (own)
+		return sa_listens_for_splicers(own->tgid, own->start_time);
+	return known && sa_listens_for_splicers(known->tgid, known->start_time);
+}
+
 /* What can be known of an accepted socket's reader before accept(2). */
 static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 					      const struct sa_sock *st,
@@ -50,14 +67,8 @@ static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 	};
 	struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
 
-	if (!conf->without_observer) {
-		if (known && known->splicing)
-			return SA_REASON_SPLICING;
-		if (own && sa_listens_for_splicers(own->tgid, own->start_time))
-			return SA_REASON_SPLICING;
-		if (!own && known && sa_listens_for_splicers(known->tgid, known->start_time))
-			return SA_REASON_SPLICING;
-	}
+	if (!conf->without_observer && sa_listener_splices_for(st, own))
+		return SA_REASON_SPLICING;
 	if (conf->blocking ||
 	    (known && !known->shared && known->readers == SA_READERS_NONBLOCKING))
 		return SA_REASON_NONE;

@@ -16,6 +16,8 @@
 #define SA_WATCH_SUSPECT_NS (5 * SA_WATCH_MS)
 /* The other end is ESTABLISHED as soon as one ACK has come through. */
 #define SA_WATCH_LONELY_NS (1000 * SA_WATCH_MS)
+/* ... and of one that is adopted when every network namespace was walked once more. */
+#define SA_WATCH_ADOPTED_NS (30000 * SA_WATCH_MS)
 
 /* SA_READER_UNKNOWN also for a socket that is gone. */
 static __always_inline __u32 sa_judge_side(const struct sa_side *side,

@@ -27,6 +27,7 @@ use super::instance::{Instance, reuse_maps};
 use super::process::sockets_of;
 use crate::error::{Error, Result, on};
 use crate::maps::layout::{Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
+use crate::maps::sockets;
 use crate::outcome::{self, Outcome, REASONS};
 use crate::sys::bpf;
 use crate::sys::pidfd::{self, Process};
@@ -50,19 +51,42 @@ pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
     let adoption = Adoptions(load(&instance, &mut storage)?);
     let progs = &adoption.0.progs;
 
-    let (pairs, mut left) = meet(&scan(&progs.sa_adopt_scan, &namespaces)?);
+    let (mut pairs, mut left) = meet(&scan(&progs.sa_adopt_scan, &namespaces)?);
+    // Some will turn out not to be fit; of more than that the rest waits.
+    let looked_at = pairs
+        .len()
+        .min((instance.max_sockets()?.saturating_mul(LOOK) / 2) as usize);
+    no_room(pairs.split_off(looked_at), &mut left);
     for pair in &pairs {
         adoption.begin(pair)?;
     }
     walk(&progs.sa_adopt_owners, &None)?;
     walk_all(&progs.sa_adopt_judge, &namespaces)?;
     let mut connections = adoption.sort(pairs, &mut left, |judged| judged.st.cookie != 0)?;
+    let enrolled = sockets::read(&instance.dir())?.len();
+    let room = (instance.max_sockets()? as usize).saturating_sub(enrolled);
+    let rest = connections.split_off(connections.len().min(room / 2));
+    adoption.forget(&rest);
+    no_room(rest, &mut left);
     if !dry_run {
         walk_all(&progs.sa_adopt_active, &namespaces)?;
         walk_all(&progs.sa_adopt_passive, &namespaces)?;
         connections = adoption.sort(connections, &mut left, |done| done.st.enrolled != 0)?;
     }
     Ok(Adopted { connections, left })
+}
+
+/// How many times as many sockets as can be enrolled are looked at at most.
+const LOOK: u32 = 4;
+
+/// They can be adopted another time: nothing is noted of them.
+fn no_room(pairs: Vec<Pair>, left: &mut Left) {
+    left.extend(
+        pairs
+            .into_iter()
+            .flatten()
+            .map(|end| (end, reason("map_full"))),
+    );
 }
 
 /// The client's socket and the server's.
@@ -134,6 +158,13 @@ impl Adoptions<'_> {
         Ok(())
     }
 
+    /// No walk looks at them any more. Where one is not there, none can.
+    fn forget(&self, pairs: &[Pair]) {
+        for socket in pairs.iter().flatten() {
+            let _ = self.map().delete(&socket.cookie.to_ne_bytes());
+        }
+    }
+
     fn map(&self) -> &impl MapCore {
         &self.0.maps.sa_adoptions
     }
@@ -177,9 +208,8 @@ impl Adoptions<'_> {
                 fit.push(pair);
                 continue;
             }
+            self.forget(&[pair]);
             for (socket, why) in pair.into_iter().zip(why) {
-                // Where it is not there any more, nothing can look at it.
-                let _ = self.map().delete(&socket.cookie.to_ne_bytes());
                 left.push((socket, why.unwrap_or(reason("peer_not_eligible"))));
             }
         }
@@ -207,7 +237,7 @@ fn load<'obj>(
     reuse_maps(open.open_object_mut(), &instance.dir())?;
     open.maps
         .sa_adoptions
-        .set_max_entries(instance.max_sockets()?)
+        .set_max_entries(instance.max_sockets()?.saturating_mul(LOOK))
         .map_err(|e| Error::bpf("size map", "sa_adoptions", &e))?;
     open.load()
         .map_err(|e| Error::bpf("load", "the BPF programs of adopt", &e))
@@ -288,8 +318,14 @@ fn walk(program: &impl AsFd, netns: &Netns) -> Result<Vec<u8>> {
     }
     .and_then(|mut iterator| {
         let mut bytes = Vec::new();
-        iterator.read_to_end(&mut bytes)?;
-        Ok(bytes)
+        // After a million of which nothing was written the kernel wants to be asked
+        // again: bpf_seq_read().
+        loop {
+            match iterator.read_to_end(&mut bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done.map(|_| bytes),
+            }
+        }
     })
     .map_err(|e| Error::os("walk over", "the sockets of this machine", e))
 }
