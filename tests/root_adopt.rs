@@ -560,12 +560,8 @@ fn a_forged_end_is_not_paired_with_a_lone_one() {
         victim.exchange(2);
         assert_nothing_to_read(&forged, "forged");
     }
-    Deadline::seconds(10).until("the lone one is left", || {
-        instance.stats().by_reason("ejected", "no_local_peer") == 1
-    });
     let stats = assert_balanced(&instance);
     assert_eq!(stats.redirected_messages(), 0, "{}", stats.0);
-    victim.exchange(5);
 }
 
 /// What a forged socket must be given to look like the client or the server of the

@@ -1467,6 +1467,7 @@ fn layouts_are_the_same_on_both_sides() {
         ("sa_dump", in_mirror::<Dump>()),
         ("sa_event", in_mirror::<Event>()),
         ("sa_candidate", in_mirror::<Candidate>()),
+        ("sa_place", in_mirror::<layout::Place>()),
         ("sa_adoption", in_mirror::<Adoption>()),
         ("sa_audience", in_mirror::<Audience>()),
         ("sa_endpoint", in_mirror::<Endpoint>()),

@@ -36,6 +36,7 @@ struct bpf_iter__tcp___sa {
 struct bpf_iter__task_file___sa {
 	struct bpf_iter_meta___sa *meta;
 	struct task_struct___sa *task;
+	__u32 fd;
 	struct file___sa *file;
 } __attribute__((preserve_access_index));
 
@@ -59,15 +60,41 @@ static __always_inline __u32 sa_received_from(const struct tcp_sock___sa *tp)
  * A connected socket of an enabled cgroup. A FIN would count among the bytes:
  * with one the state is another.
  */
-static __always_inline const struct tcp_sock___sa *sa_connected(struct bpf_iter__tcp___sa *ctx)
+static __always_inline const struct tcp_sock___sa *sa_connected(struct sock_common___sa *skc)
 {
-	struct sock_common___sa *skc = ctx->sk_common;
 	const struct tcp_sock___sa *tp;
 
 	if (!skc || skc->skc_state != SA_TCP_ESTABLISHED)
 		return NULL;
 	tp = (const void *)bpf_skc_to_tcp_sock(skc);
 	return tp && sa_covered((const void *)tp) ? tp : NULL;
+}
+
+/*
+ * A socket of each network namespace, by which `adopt` gets into it. Listeners and
+ * the sockets of others are none of its business: a copy keeps a port taken.
+ */
+SEC("iter/task_file")
+int sa_adopt_places(struct bpf_iter__task_file___sa *ctx)
+{
+	struct sa_place place = { .fd = ctx->fd };
+	struct task_struct___sa *task = ctx->task;
+	struct file___sa *file = ctx->file;
+	const struct tcp_sock___sa *tp;
+	struct socket___sa *socket;
+
+	if (!task || !file)
+		return 0;
+	socket = (void *)bpf_sock_from_file((void *)file);
+	if (!socket || !socket->sk)
+		return 0;
+	tp = sa_connected((void *)socket->sk);
+	if (!tp)
+		return 0;
+	place.netns_cookie = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net->net_cookie;
+	place.tgid = task->tgid;
+	bpf_seq_write(ctx->meta->seq, &place, sizeof(place));
+	return 0;
 }
 
 /*
@@ -94,7 +121,7 @@ static __always_inline bool sa_is_expected(const struct sa_sock *st)
 SEC("iter/tcp")
 int sa_adopt_scan(struct bpf_iter__tcp___sa *ctx)
 {
-	const struct tcp_sock___sa *tp = sa_connected(ctx);
+	const struct tcp_sock___sa *tp = sa_connected(ctx->sk_common);
 	struct sa_candidate candidate = {};
 	const struct sa_sock *st;
 
@@ -185,7 +212,7 @@ static __always_inline __u32 sa_judge_adoption(const struct sa_config *conf,
 SEC("iter/tcp")
 int sa_adopt_judge(struct bpf_iter__tcp___sa *ctx)
 {
-	const struct tcp_sock___sa *tp = sa_connected(ctx);
+	const struct tcp_sock___sa *tp = sa_connected(ctx->sk_common);
 	const struct sa_config *conf = sa_conf();
 	struct sa_adoption *adoption;
 	__u64 cookie;
@@ -303,7 +330,7 @@ static __always_inline __u32 sa_adopt_one(struct sa_sock *st, const struct tcp_s
 
 static __always_inline void sa_adopt(struct bpf_iter__tcp___sa *ctx, __u32 role)
 {
-	const struct tcp_sock___sa *tp = sa_connected(ctx);
+	const struct tcp_sock___sa *tp = sa_connected(ctx->sk_common);
 	const struct sa_config *conf = sa_conf();
 	struct sa_adoption *adoption;
 	struct sa_sock *st;

@@ -19,6 +19,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 struct sa_dump test_dump_layout;
 struct sa_event test_event_layout;
 struct sa_candidate test_candidate_layout;
+struct sa_place test_place_layout;
 struct sa_adoption test_adoption_layout;
 
 #define case_of(type, skb)                                                             \

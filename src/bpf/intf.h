@@ -378,6 +378,14 @@ struct sa_candidate {
 };
 _Static_assert(sizeof(struct sa_candidate) == 64, "layout");
 
+/* One record of sa_adopt_places: where a connected socket can be got at. */
+struct sa_place {
+	__u64 netns_cookie;
+	__u32 tgid;
+	__u32 fd;
+};
+_Static_assert(sizeof(struct sa_place) == 16, "layout");
+
 /* Value of sa_adoptions: a socket whose peer was found. */
 struct sa_adoption {
 	struct sa_sock st; /* what its struct sa_sock will begin with */

@@ -190,6 +190,16 @@ pub struct Candidate {
     pub pad: u32,
 }
 
+/// `struct sa_place`: one record of the iterator `sa_adopt_places`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Place {
+    pub netns_cookie: u64,
+    pub tgid: u32,
+    pub fd: u32,
+}
+
 /// `struct sa_adoption`: a socket whose peer was found.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -386,6 +396,7 @@ const _: () = {
     assert!(size_of::<Dump>() == 336);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
+    assert!(size_of::<Place>() == 16);
     assert!(size_of::<Adoption>() == 320);
     assert!(size_of::<Audience>() == 16);
     assert!(size_of::<Passed>() == 24);

@@ -12,21 +12,18 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
-use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::cgroup;
 use super::dir::Place;
 use super::instance::{Instance, reuse_maps};
-use super::process::sockets_of;
 use crate::error::{Error, Result, on};
-use crate::maps::layout::{Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
+use crate::maps::layout::{self, Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
 use crate::maps::sockets;
 use crate::outcome::{self, Outcome, REASONS};
 use crate::sys::bpf;
@@ -46,10 +43,10 @@ pub struct Adopted {
 /// their cgroup was enabled; with `dry_run` only says which.
 pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
     let instance = Instance::open_to_write(place)?;
-    let namespaces = namespaces_of(&instance)?;
     let mut storage = MaybeUninit::uninit();
     let adoption = Adoptions(load(&instance, &mut storage)?);
     let progs = &adoption.0.progs;
+    let namespaces = namespaces_of(&progs.sa_adopt_places)?;
 
     let (mut pairs, mut left) = meet(&scan(&progs.sa_adopt_scan, &namespaces)?);
     // Some will turn out not to be fit; of more than that the rest waits.
@@ -246,46 +243,39 @@ fn load<'obj>(
 /// A network namespace; `None` is our own, which takes no privileges to be in.
 type Netns = Option<File>;
 
-/// Our own, those of the processes of the enabled cgroups, and those of the sockets
-/// that they have open.
-fn namespaces_of(instance: &Instance) -> Result<Vec<Netns>> {
+/// Our own, and those of connected sockets of the enabled cgroups.
+fn namespaces_of(program: &impl AsFd) -> Result<Vec<Netns>> {
     let own = Path::new("/proc/self/ns/net");
     let own = fs::metadata(own)
         .map_err(on("look at network namespace", own))?
         .ino();
     let mut found = BTreeMap::from([(own, None)]);
-    let mut add = |netns: File| -> io::Result<()> {
-        found.entry(netns.metadata()?.ino()).or_insert(Some(netns));
-        Ok(())
-    };
     let mut cookies = HashSet::new();
-    let cgroups = instance.attached()?;
-    let paths = cgroups.iter().filter_map(|cgroup| cgroup.path.as_deref());
-    for pid in paths.flat_map(cgroup::members_below) {
-        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        match File::open(&path).and_then(&mut add) {
-            // It has ended meanwhile.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
-            opened => opened.map_err(on("open network namespace", &path))?,
-        }
-        // A socket stays in the namespace that its thread was in.
-        let Ok(process) = Process::open(pid) else {
+    for place in records::<layout::Place>(&walk(program, &None)?) {
+        if cookies.contains(&place.netns_cookie) {
             continue;
-        };
-        for socket in sockets_of([pid]) {
-            let Ok(fd) = process.descriptor(socket.fd) else {
-                continue;
-            };
-            let cookie = pidfd::option::<u64>(&fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).ok();
-            if cookies.insert(cookie)
-                && let Ok(netns) = pidfd::netns_of(&fd)
-            {
-                add(File::from(netns))
-                    .map_err(|e| Error::os("look at", "a network namespace", e))?;
-            }
+        }
+        // It may have closed, or be of a process that may not be looked at.
+        if let Ok(netns) = netns_of(place) {
+            let metadata = netns.metadata();
+            let inode = metadata.map_err(|e| Error::os("look at", "a network namespace", e))?;
+            found.entry(inode.ino()).or_insert(Some(netns));
+            cookies.insert(place.netns_cookie);
         }
     }
     Ok(found.into_values().collect())
+}
+
+fn netns_of(place: layout::Place) -> io::Result<File> {
+    let fd = i32::try_from(place.fd).map_err(io::Error::other)?;
+    let socket = Process::open(place.tgid)?.descriptor(fd)?;
+    pidfd::netns_of(&socket).map(File::from)
+}
+
+/// What a walk wrote.
+fn records<T: FromBytes>(bytes: &[u8]) -> impl Iterator<Item = T> {
+    let records = bytes.chunks_exact(size_of::<T>());
+    records.filter_map(|record| T::read_from_bytes(record).ok())
 }
 
 fn scan(program: &impl AsFd, namespaces: &[Netns]) -> Result<Vec<Candidate>> {
@@ -293,10 +283,8 @@ fn scan(program: &impl AsFd, namespaces: &[Netns]) -> Result<Vec<Candidate>> {
     let mut seen = HashSet::new();
     for netns in namespaces {
         let bytes = walk(program, netns)?;
-        let records = bytes.chunks_exact(size_of::<Candidate>());
-        let records = records.filter_map(|record| Candidate::read_from_bytes(record).ok());
         // A walk may come by a socket twice.
-        candidates.extend(records.filter(|candidate| seen.insert(candidate.cookie)));
+        candidates.extend(records(&bytes).filter(|end: &Candidate| seen.insert(end.cookie)));
     }
     Ok(candidates)
 }
