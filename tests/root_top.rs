@@ -199,7 +199,7 @@ fn live_connections_are_shown() {
     });
     top.type_keys("\r");
     top.shows(&format!("{client} to {server}"));
-    top.shows("promotions");
+    top.shows("1 promotion, 0 demotions");
     top.type_keys("\x1b");
     top.shows("q quit");
     top.type_keys("/nothing\r");
