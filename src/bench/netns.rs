@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
 use std::thread;
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 
 use super::Error;
+use crate::state::netns::within;
 use crate::sys::probe::raise_loopback;
 
 /// A namespace with `lo` up.
@@ -52,15 +53,7 @@ impl Namespace {
 
     /// Runs the closure on a thread that is in the namespace.
     fn enter<T: Send>(&self, body: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    setns(&self.0, CloneFlags::CLONE_NEWNET)?;
-                    body()
-                })
-                .join()
-                .unwrap_or_else(|panic| resume_unwind(panic))
-        })
+        within(&self.0, body)
     }
 
     /// Sets a variable of `/proc/sys`.

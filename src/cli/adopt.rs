@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::Context;
 use super::addr::{local, remote};
+use super::reasons::most;
 use crate::error::Result;
 use crate::maps::layout::Candidate;
-use crate::outcome::Outcome;
+use crate::outcome::{REASONS, name};
 use crate::output::{count, table};
 use crate::state::{self, adopt};
 
@@ -74,13 +75,13 @@ impl From<&[Candidate; 2]> for Connection {
     }
 }
 
-impl From<&(Candidate, &'static Outcome)> for Left {
-    fn from((socket, reason): &(Candidate, &'static Outcome)) -> Self {
+impl From<&(Candidate, u32)> for Left {
+    fn from((socket, reason): &(Candidate, u32)) -> Self {
         Self {
             cookie: socket.cookie.to_string(),
             local: local(&socket.tuple),
             remote: remote(&socket.tuple),
-            reason: reason.name,
+            reason: name(REASONS, *reason),
         }
     }
 }
@@ -112,24 +113,23 @@ fn sentence(connections: u64, dry_run: bool) -> String {
 
 /// Sockets that were left, by reason.
 fn to_table(found: &state::Adopted) -> String {
-    let mut counts: Vec<(&Outcome, usize)> = Vec::new();
+    let mut counts = [0; REASONS.len()];
     for (_, reason) in &found.left {
-        match counts.iter_mut().find(|(known, _)| known == reason) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((reason, 1)),
+        if let Some(count) = counts.get_mut(*reason as usize) {
+            *count += 1;
         }
     }
-    if counts.is_empty() {
+    let reasons = most(&counts, REASONS, "sockets");
+    if reasons.is_empty() {
         return String::new();
     }
-    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     table(
         &["sockets left", "reason", "meaning"],
-        counts.into_iter().map(|(reason, count)| {
+        reasons.iter().map(|reason| {
             [
-                count.to_string(),
-                reason.name.to_owned(),
-                reason.text.to_owned(),
+                reason.count.to_string(),
+                reason.outcome.name.to_owned(),
+                reason.outcome.text.to_owned(),
             ]
         }),
     )

@@ -21,7 +21,7 @@ pub mod man;
 mod metrics;
 pub mod outputs;
 mod policy;
-mod reasons;
+pub(crate) mod reasons;
 mod run;
 mod service;
 mod stats;

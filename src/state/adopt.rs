@@ -11,21 +11,19 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::thread;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
-use nix::sched::{CloneFlags, setns};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::dir::Place;
 use super::instance::{Instance, reuse_maps};
+use super::netns::within;
 use crate::error::{Error, Result, on};
 use crate::maps::layout::{self, Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
 use crate::maps::sockets;
-use crate::outcome::{self, Outcome, REASONS};
+use crate::outcome::{REASONS, index};
 use crate::sys::bpf;
 use crate::sys::pidfd::{self, Process};
 use crate::sys::skel::adopt as skel;
@@ -35,8 +33,8 @@ use crate::sys::skel::adopt as skel;
 pub struct Adopted {
     /// The client's socket and the server's of each that is enrolled now, or would be.
     pub connections: Vec<[Candidate; 2]>,
-    /// Sockets that stay as they are, and why.
-    pub left: Vec<(Candidate, &'static Outcome)>,
+    /// Sockets that stay as they are, and the value of [`REASONS`] why.
+    pub left: Vec<(Candidate, u32)>,
 }
 
 /// Enrols the connections of the enabled cgroups that were established before
@@ -78,21 +76,18 @@ const LOOK: u32 = 4;
 
 /// They can be adopted another time: nothing is noted of them.
 fn no_room(pairs: Vec<Pair>, left: &mut Left) {
-    left.extend(
-        pairs
-            .into_iter()
-            .flatten()
-            .map(|end| (end, reason("map_full"))),
-    );
+    left.extend(pairs.into_iter().flatten().map(|end| (end, MAP_FULL)));
 }
 
 /// The client's socket and the server's.
 type Pair = [Candidate; 2];
-type Left = Vec<(Candidate, &'static Outcome)>;
+/// Sockets, and the value of [`REASONS`] why they are left.
+type Left = Vec<(Candidate, u32)>;
 
-fn reason(name: &str) -> &'static Outcome {
-    &REASONS[outcome::index(REASONS, name) as usize]
-}
+const NO_LOCAL_PEER: u32 = index(REASONS, "no_local_peer");
+const AMBIGUOUS: u32 = index(REASONS, "ambiguous");
+const MAP_FULL: u32 = index(REASONS, "map_full");
+const PEER_NOT_ELIGIBLE: u32 = index(REASONS, "peer_not_eligible");
 
 /// Finds the two ends of each connection, by the sequence numbers that only they
 /// share. Those of whom more than one could be an end are left.
@@ -115,10 +110,10 @@ fn meet(candidates: &[Candidate]) -> (Vec<Pair>, Left) {
     let mut left = Left::new();
     for (candidate, peers_of) in candidates.iter().zip(&peers) {
         match (peers_of.as_slice(), candidate.judged) {
-            ([], 0) => left.push((*candidate, reason("no_local_peer"))),
+            ([], 0) => left.push((*candidate, NO_LOCAL_PEER)),
             ([one], 0) if peers[*one].len() == 1 => {}
-            (_, 0) => left.push((*candidate, reason("ambiguous"))),
-            (_, judged) => left.extend(REASONS.get(judged as usize).map(|r| (*candidate, r))),
+            (_, 0) => left.push((*candidate, AMBIGUOUS)),
+            (_, judged) => left.push((*candidate, judged)),
         }
     }
     found.retain(|ends| ends.iter().all(|end| peers[*end].len() == 1));
@@ -127,7 +122,7 @@ fn meet(candidates: &[Candidate]) -> (Vec<Pair>, Left) {
         .map(|ends| ends.map(|end| candidates[end]))
         .partition(|pair| pair.iter().all(|end| end.judged == 0));
     for end in unfit.into_iter().flatten().filter(|end| end.judged == 0) {
-        left.push((end, reason("peer_not_eligible")));
+        left.push((end, PEER_NOT_ELIGIBLE));
     }
     (fit, left)
 }
@@ -192,13 +187,11 @@ impl Adoptions<'_> {
                     return Err(no_callbacks(adoption.error));
                 }
                 if adoption.reason != 0 || !through(&adoption) {
-                    // Reason 0: it was closed meanwhile.
-                    let name = outcome::name(REASONS, adoption.reason);
-                    *why = Some(reason(if adoption.reason == 0 {
-                        "no_local_peer"
-                    } else {
-                        name
-                    }));
+                    *why = Some(match adoption.reason {
+                        // It was closed meanwhile.
+                        0 => NO_LOCAL_PEER,
+                        reason => reason,
+                    });
                 }
             }
             if why == [None; 2] {
@@ -207,7 +200,7 @@ impl Adoptions<'_> {
             }
             self.forget(&[pair]);
             for (socket, why) in pair.into_iter().zip(why) {
-                left.push((socket, why.unwrap_or(reason("peer_not_eligible"))));
+                left.push((socket, why.unwrap_or(PEER_NOT_ELIGIBLE)));
             }
         }
         Ok(fit)
@@ -318,24 +311,12 @@ fn walk(program: &impl AsFd, netns: &Netns) -> Result<Vec<u8>> {
     .map_err(|e| Error::os("walk over", "the sockets of this machine", e))
 }
 
-/// Runs the closure on a thread of its own in the network namespace.
-fn within<T: Send>(netns: &File, body: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                setns(netns, CloneFlags::CLONE_NEWNET)?;
-                body()
-            })
-            .join()
-            .unwrap_or_else(|panic| resume_unwind(panic))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::outcome::name;
 
     fn candidate(cookie: u64, sent: u32, received: u32, judged: u32) -> Candidate {
         Candidate {
@@ -393,7 +374,7 @@ mod tests {
     fn who_is_left_and_why() {
         let names = |left: &Left| -> Vec<(u64, &str)> {
             left.iter()
-                .map(|(end, why)| (end.cookie, why.name))
+                .map(|(end, why)| (end.cookie, name(REASONS, *why)))
                 .collect()
         };
         let [client, server] = ends(1, 1000, 2000);
@@ -412,7 +393,7 @@ mod tests {
         assert!(pairs.is_empty());
         assert_eq!(names(&left), [(1, "no_local_peer")]);
 
-        let stream = outcome::index(REASONS, "stream");
+        let stream = index(REASONS, "stream");
         let judged = Candidate {
             judged: stream,
             ..server

@@ -7,6 +7,7 @@ mod dir;
 mod drain;
 pub mod filters;
 mod instance;
+pub mod netns;
 mod observer;
 pub mod process;
 mod repair;

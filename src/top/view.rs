@@ -9,9 +9,10 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 use super::model::{Connection, End, Model, Page, as_f64};
 use super::processes::Processes;
 use crate::cli::addr::{local, remote};
+use crate::cli::reasons::most;
 use crate::maps::Stats;
 use crate::maps::sockets::state_name;
-use crate::outcome::{Outcome, REASONS, WHYS};
+use crate::outcome::{REASONS, WHYS};
 use crate::output::count;
 
 /// Reasons in the lines at the top.
@@ -283,16 +284,10 @@ fn head_lines(model: &Model) -> Vec<Line<'static>> {
         short(bytes),
     );
     let out = model.counters().map(Stats::kept_out).unwrap_or_default();
-    let mut reasons: Vec<(&Outcome, u64)> = REASONS
+    let reasons: Vec<String> = most(&out, REASONS, "sockets")
         .iter()
-        .zip(out)
-        .filter(|(_, count)| *count > 0)
-        .collect();
-    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    reasons.truncate(REASONS_TOLD);
-    let reasons: Vec<String> = reasons
-        .iter()
-        .map(|(outcome, count)| format!("{} {count}", outcome.name))
+        .take(REASONS_TOLD)
+        .map(|reason| format!("{} {}", reason.outcome.name, reason.count))
         .collect();
     let not = if reasons.is_empty() {
         "every socket seen was enrolled".to_owned()
