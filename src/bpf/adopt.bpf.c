@@ -201,10 +201,6 @@ static __always_inline __u32 sa_judge_adoption(const struct sa_config *conf,
 		return SA_REASON_KERNEL_SOCKET;
 	if (adoption->splicing && !conf->without_observer)
 		return SA_REASON_SPLICING;
-	/* Its siblings are not enrolled either. */
-	if (adoption->st.role == SA_ROLE_PASSIVE && !conf->without_observer &&
-	    sa_listener_splices_for(&adoption->st, listening))
-		return SA_REASON_SPLICING;
 	return sa_unfit(conf, &adoption->st, tp, listening);
 }
 

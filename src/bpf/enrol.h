@@ -46,9 +46,13 @@ static __always_inline __u32 sa_unfit(const struct sa_config *conf, struct sa_so
 		return SA_REASON_FILTERED;
 	if (active && sa_on_stack_service(t, true))
 		return SA_REASON_SERVICE;
-	/* Not accepted yet. */
-	if (!active && sa_blocking(tp) == SA_READER_UNKNOWN)
-		return sa_listener_says(conf, st, listening);
+	if (!active) {
+		bool accepted = sa_blocking(tp) != SA_READER_UNKNOWN;
+
+		reason = sa_listener_says(conf, st, listening, accepted);
+		if (reason || !accepted)
+			return reason;
+	}
 	if (!conf->without_observer && sa_process_splices(st->tgid, st->start_time))
 		return SA_REASON_SPLICING;
 	if (conf->blocking)

@@ -126,11 +126,7 @@ static __always_inline bool sa_contended(struct sa_sock *st, const struct sock__
 /* Sleepers looked at on one socket. */
 #define SA_SLEEPERS 8
 
-/*
- * A blocking reader that sleeps in TCP's own recv, for the rest of MSG_WAITALL,
- * would not see a redirected message. One that sleeps in the sockmap's recv (or
- * send) holds the psock, so sleepers beyond its references sleep in TCP's.
- */
+/* Who sleeps in recv(2) or send(2) on the socket. */
 static __always_inline __s32 sa_sleepers(const struct sock___sa *psk)
 {
 	const struct socket_wq___sa *wq = sa_load(psk, sk_wq);
@@ -153,6 +149,11 @@ static __always_inline __s32 sa_sleepers(const struct sock___sa *psk)
 	return sleepers;
 }
 
+/*
+ * A blocking reader that sleeps in TCP's own recv, for the rest of MSG_WAITALL,
+ * would not see a redirected message. One that sleeps in the sockmap's recv (or
+ * send) holds the psock, so sleepers beyond its references sleep in TCP's.
+ */
 static __always_inline bool sa_sleeps_in_tcp(const struct sock___sa *psk, __s32 sleepers)
 {
 	const struct sk_psock___sa *psock = sa_psock(psk);

@@ -39,16 +39,10 @@ static __always_inline bool sa_listener_blocks(__u64 sk, __u64 cookie)
 	return sa_blocking(listener) != SA_REASON_NONE;
 }
 
-/* Was another child of the socket's listener, or of the same program's, seen splicing? */
-static __always_inline bool sa_listener_splices_for(const struct sa_sock *st,
-						    const struct sa_listening *own)
+/* Was another child of the listener, or of the same program's, seen splicing? */
+static __always_inline bool sa_children_splice(const struct sa_listener *known,
+					       const struct sa_listening *own)
 {
-	struct sa_listener_key key = {
-		.netns_cookie = st->netns_cookie,
-		.port = st->tuple.local_port,
-	};
-	const struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
-
 	if (known && known->splicing)
 		return true;
 	if (own)
@@ -56,10 +50,13 @@ static __always_inline bool sa_listener_splices_for(const struct sa_sock *st,
 	return known && sa_listens_for_splicers(known->tgid, known->start_time);
 }
 
-/* What can be known of an accepted socket's reader before accept(2). */
+/*
+ * What the listener tells of a passive socket's reader: of one that is accepted
+ * only whether it may splice, its file tells the rest.
+ */
 static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 					      const struct sa_sock *st,
-					      const struct sa_listening *own)
+					      const struct sa_listening *own, bool accepted)
 {
 	struct sa_listener_key key = {
 		.netns_cookie = st->netns_cookie,
@@ -67,9 +64,9 @@ static __always_inline __u32 sa_listener_says(const struct sa_config *conf,
 	};
 	struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
 
-	if (!conf->without_observer && sa_listener_splices_for(st, own))
+	if (!conf->without_observer && sa_children_splice(known, own))
 		return SA_REASON_SPLICING;
-	if (conf->blocking ||
+	if (accepted || conf->blocking ||
 	    (known && !known->shared && known->readers == SA_READERS_NONBLOCKING))
 		return SA_REASON_NONE;
 	if (known && !known->shared && known->readers == SA_READERS_BLOCKING)
