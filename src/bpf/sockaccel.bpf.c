@@ -113,7 +113,7 @@ int sa_verdict(struct sk_msg_md *msg)
 	if (!conf || !sk)
 		return SK_PASS;
 	st = bpf_sk_storage_get(&sa_socks, sk, NULL, 0);
-	tp = (const void *)bpf_skc_to_tcp_sock(sk);
+	tp = sa_sender(sk);
 	if (!st || !tp)
 		return SK_PASS;
 
