@@ -13,10 +13,11 @@
 /*
  * Each server has an account, kept as the time until when it is overdrawn (the
  * virtual scheduling form of a leaky bucket, ITU-T I.371). An enrolled
- * connection costs 2 ms, so that 500 a second are always taken, and 128 more at
- * once; 8 redirected messages earn that back.
+ * connection costs 10 ms, so that 100 a second are always taken, and 128 more at
+ * once; 8 redirected messages earn that back. The coarse clock is exact enough:
+ * what a tick hides, the next one shows.
  */
-#define SA_ADMIT_COST_NS 2000000ULL
+#define SA_ADMIT_COST_NS 10000000ULL
 #define SA_ADMIT_BURST_NS (128 * SA_ADMIT_COST_NS)
 #define SA_ADMIT_EARN_NS (SA_ADMIT_COST_NS / 8)
 /* How often a direction tells what it earned, in messages; a power of two. */
@@ -36,12 +37,12 @@ static __always_inline bool sa_overdrawn(const struct sa_config *conf,
 {
 	const __u64 *until = bpf_map_lookup_elem(&sa_servers, key);
 
-	return !conf->admit_all && until && *until > bpf_ktime_get_ns() + SA_ADMIT_BURST_NS;
+	return !conf->admit_all && until && *until > bpf_ktime_get_coarse_ns() + SA_ADMIT_BURST_NS;
 }
 
 static __always_inline void sa_charge(const struct sa_server_key *key)
 {
-	__u64 now = bpf_ktime_get_ns(), fresh = now + SA_ADMIT_COST_NS;
+	__u64 now = bpf_ktime_get_coarse_ns(), fresh = now + SA_ADMIT_COST_NS;
 	__u64 *until = bpf_map_lookup_elem(&sa_servers, key);
 
 	if (!until)
@@ -68,6 +69,7 @@ static __noinline void sa_earn(const struct sa_sock *st, __u32 messages)
 	client = sa_side(conn, st->role == SA_ROLE_ACTIVE ? st->side : !st->side);
 	sa_server_of(&client->tuple, client->netns_cookie, &key);
 	until = bpf_map_lookup_elem(&sa_servers, &key);
+	/* Drains run it, too, which have no coarse clock. */
 	if (until && *until > bpf_ktime_get_ns())
 		__sync_fetch_and_add(until, -(messages * SA_ADMIT_EARN_NS));
 }
