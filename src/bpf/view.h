@@ -16,7 +16,7 @@ struct sa_view {
 	__u32 queue_long; /* ... is at the hard cap right now */
 	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
 	__u32 another_thread; /* than the one that sent last */
-	__u32 answered; /* the peer has sent since the last message */
+	__u32 answered; /* the peer has sent meanwhile, as far as that was asked */
 	__u32 size; /* bytes */
 	__u32 budget_bytes; /* what the peer's redirect queue may hold */
 };
