@@ -107,7 +107,10 @@ fn hierarchy() -> Option<(PathBuf, PathBuf)> {
     let own = fs::read_to_string("/proc/self/cgroup").expect("/proc/self/cgroup");
     let home = own.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        controllers.split(',').any(|c| c == "memory").then_some(path)
+        controllers
+            .split(',')
+            .any(|c| c == "memory")
+            .then_some(path)
     })?;
     let home = mount.join(home.trim_start_matches('/'));
     Some((mount, home))
