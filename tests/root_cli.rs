@@ -12,6 +12,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
 
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
@@ -34,6 +37,7 @@ use common::plain::Probe;
 use common::rng::Rng;
 use common::stream::recv_all;
 use common::stream::send_all;
+use common::tagged::Tagged;
 use common::warm::round_trip;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sockaccel");
@@ -270,6 +274,40 @@ fn a_missing_bpffs_is_mounted_and_nothing_is_covered() {
 }
 
 #[test]
+fn a_first_enable_that_fails_unmounts_what_it_mounted() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let enable = enable_words(&cgroup, "");
+    let unmount = || {
+        world.sh("disable").ok();
+        umount2(&world.bpffs.path(), MntFlags::empty()).expect("umount");
+    };
+    let steps = world.changing_steps(&enable);
+    unmount();
+    // What comes before it is about sockets to try the kernel with.
+    let mounted = steps.iter().position(|(call, _)| call == "mount");
+    let steps = &steps[mounted.expect("it mounts a bpffs") + 1..];
+    let mut failed = 0;
+    for step in steps.iter().step_by(9).chain(steps.last()) {
+        if world.fail_at(&enable, step) {
+            failed += 1;
+            let path = world.bpffs.path().display().to_string();
+            let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+            assert!(!mounts.contains(&path), "{step:?} fails: still mounted");
+            assert_eq!(attached_to(cgroup.path()), NONE, "{step:?} fails");
+        } else {
+            unmount();
+        }
+    }
+    assert!(failed > 4, "{failed} of {steps:?}");
+    // One that was there stays.
+    world.bpffs.mount(MsFlags::empty());
+    assert!(world.fail_at(&enable, &steps[steps.len() - 1]) || world.bpffs.base().exists());
+    world.sh("disable").ok();
+    umount2(&world.bpffs.path(), MntFlags::empty()).expect("it was left mounted");
+}
+
+#[test]
 fn the_usual_bpffs_is_mounted_where_it_is_missing() {
     common::require_root();
     let cgroup = Cgroup::new("cli");
@@ -386,6 +424,84 @@ fn commands_at_once_take_turns() {
     world.sh("disable").ok();
     world.assert_empty("after all");
     assert_eq!(attached_to(cgroup.path()), NONE);
+}
+
+/// Every command at once, under traffic: none is refused for another one's sake, and
+/// nothing of the connection is lost.
+#[test]
+fn all_commands_at_once_under_traffic() {
+    let world = World::new();
+    let [cgroup, other] = ["cli", "other"].map(Cgroup::new);
+    world.enable(&cgroup, "").ok();
+    let joined = cgroup.join();
+    let file = world.bpffs.dir().join("spec.toml");
+    fs::write(&file, world.sh("export").ok().stdout).expect("write");
+    let [enable, add] = [&cgroup, &other].map(|cgroup| enable_words(cgroup, ""));
+    let remove = format!("disable --cgroup {} --timeout 0", other.path().display());
+    let apply = format!("apply -f {}", file.display());
+    let lines = [
+        enable.as_str(),
+        &add,
+        &remove,
+        &apply,
+        "upgrade",
+        "upgrade --again",
+        "adopt",
+        "endpoint add 10.0.0.1",
+        "policy add 10.0.0.1 egress any tcp/80 allow",
+        "identity add 10.0.0.0/8 1000",
+        "status",
+        "stats",
+        "dump connections",
+        "export",
+    ];
+    let mut tagged = Tagged::new("at once", 1, Pair::new());
+    let before = world.redirected();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                tagged.exchange(20);
+            }
+        });
+        let end = Ending(&done);
+        for round in 0..4 {
+            let all: Vec<_> = lines
+                .iter()
+                .map(|line| (line, scope.spawn(|| world.sh(line))))
+                .collect();
+            for (line, one) in all {
+                let ran = one.join().expect("a command");
+                // An entry may be there in other words by then, or not any more.
+                let wanted: &[i32] = if line.starts_with("policy") {
+                    &[0, 1]
+                } else {
+                    &[0]
+                };
+                let code = ran.code.expect("a status");
+                assert!(wanted.contains(&code), "round {round}, {line}: {ran:?}");
+            }
+        }
+        drop(end);
+    });
+    assert!(world.redirected() > before);
+    world.sh(&apply).ok();
+    world.assert_enabled_once(&cgroup, 0, "after all");
+    assert_eq!(attached_to(other.path()), NONE);
+    world.warm_up(&Pair::new(), "after all");
+    world.sh("disable").ok();
+    world.assert_empty("after all");
+    tagged.exchange(5);
+    drop(joined);
+}
+
+/// Ends the traffic also where an assertion fails.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -1440,13 +1556,16 @@ fn upgrade_killed_at_any_step_can_be_finished() {
         || {},
         |case, step| {
             // What is half done works.
+            let between = Pair::new();
             for _ in 0..4 {
                 round_trip(&pair);
+                round_trip(&between);
             }
             if step % 2 == 0 {
                 world.enable(&cgroup, "").ok();
             }
             world.sh("upgrade").ok();
+            world.warm_up(&between, case);
             assert_eq!(world.json("status")["programs"], "current", "{case}");
             assert_eq!(world.json("upgrade")["changed"], false, "{case}");
             world.assert_enabled_once(&cgroup, 1, case);

@@ -74,6 +74,7 @@ struct View {
     copied_seq: u32,
     queue_empty: u32,
     queue_long: u32,
+    no_room: u32,
     splicing: u32,
     another_thread: u32,
     answered: u32,
@@ -88,7 +89,6 @@ struct DecideCase {
     conf: Config,
     view: View,
     why: u32,
-    pad: u32,
 }
 
 #[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -233,7 +233,6 @@ fn ready(path: u32) -> DecideCase {
             ..View::new_zeroed()
         },
         why: u32::MAX,
-        pad: 0,
     }
 }
 
@@ -251,6 +250,11 @@ fn in_company(case: &mut DecideCase) {
 
 fn denied(case: &mut DecideCase) {
     case.view.why = index(WHYS, "denied");
+}
+
+fn no_room(case: &mut DecideCase) {
+    case.view.why = index(WHYS, "pressure");
+    case.view.no_room = 1;
 }
 
 fn streaming(case: &mut DecideCase) {
@@ -413,6 +417,32 @@ const STAY: &[Decision] = &[
             c.conf.without_company_rule = 1;
         },
         "denied",
+    ),
+    (
+        "no memory for another unread message",
+        |c| {
+            no_room(c);
+            queued(c, 1, 64);
+        },
+        "pressure",
+    ),
+    (
+        "no memory for another unread message, in company",
+        |c| {
+            no_room(c);
+            queued(c, 1, 64);
+            in_company(c);
+        },
+        "redirected",
+    ),
+    (
+        "no memory for another unread message of a splicing reader",
+        |c| {
+            no_room(c);
+            c.view.splicing = 1;
+            queued(c, 1, 64);
+        },
+        "redirected",
     ),
     ("a stream", streaming, "stream"),
     (

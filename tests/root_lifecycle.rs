@@ -3,14 +3,23 @@
 
 mod common;
 
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
+use common::netns::Netns;
+use common::other_program::attached_to;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
+use common::pair::connect;
 use common::pair::listen;
 use common::pair::reconnect;
+use common::pattern::Pattern;
+use common::rng::Rng;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::warm::assert_redirected;
@@ -100,4 +109,187 @@ fn a_socket_connected_twice_is_never_mistaken_for_its_old_self() {
     let stats = instance.stats();
     assert_eq!(stats.by_reason("skipped", "reused"), 1, "{}", stats.0);
     drop(joined);
+}
+
+/// One direction of which more was sent than read.
+struct Unread<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    pattern: Pattern,
+    sent: u64,
+    read: u64,
+}
+
+impl<'a> Unread<'a> {
+    fn new(from: &'a TcpStream, to: &'a TcpStream, tag: u64) -> Self {
+        let pattern = Pattern::new(tag);
+        Self {
+            from,
+            to,
+            pattern,
+            sent: 0,
+            read: 0,
+        }
+    }
+
+    fn send(&mut self, size: usize) {
+        let mut bytes = vec![0; size];
+        self.pattern.fill(self.sent, &mut bytes);
+        send_all(self.from, &bytes, Deadline::seconds(10));
+        self.sent += size as u64;
+    }
+
+    fn receive(&mut self, size: u64, what: &str) {
+        let mut bytes = vec![0; usize::try_from(size).expect("small")];
+        recv_all(self.to, &mut bytes, Deadline::seconds(10));
+        self.pattern.check(self.read, &bytes, what);
+        self.read += size;
+    }
+}
+
+/// Everything that moves a direction from one path to the other, in any order, while
+/// bytes of both paths are unread.
+#[test]
+fn whatever_is_switched_with_unread_bytes_of_both_paths_keeps_their_order() {
+    const ROUNDS: u64 = 5;
+    const SWITCHES: [&str; 7] = [
+        "policy add 127.0.0.1 ingress any deny",
+        "policy del 127.0.0.1 ingress any --if-exists",
+        "disable --timeout 0",
+        "enable",
+        "disable --cgroup",
+        "enable",
+        "upgrade --again",
+    ];
+    let mut rng = Rng::for_test("switches");
+    let cgroup = Cgroup::new("switches");
+    let path = cgroup.path().to_str().expect("a path");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let switch = |words: &str| {
+        let mut words: Vec<&str> = words.split(' ').collect();
+        match words.as_slice() {
+            ["enable"] => drop(instance.enable_more(&[&cgroup], &[]).ok()),
+            _ => {
+                if words.last() == Some(&"--cgroup") {
+                    words.extend([path, "--timeout", "0"]);
+                }
+                let ran = instance.run(&words);
+                // Nothing to change where it is disabled; what is unread is waited for.
+                assert!(matches!(ran.code, Some(0 | 4 | 7)), "{words:?}: {ran:?}");
+            }
+        }
+    };
+    let counts = || {
+        let ran = instance.run(&["stats", "--json"]);
+        if ran.code != Some(0) {
+            return [0; 2];
+        }
+        let stats = ran.json();
+        ["redirected_bytes", "stack_bytes"].map(|name| stats[name].as_u64().expect("a count"))
+    };
+    let mut both = 0;
+    for round in 0..ROUNDS {
+        switch("enable");
+        switch("endpoint add 127.0.0.1");
+        switch("policy del 127.0.0.1 ingress any --if-exists");
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        let mut ways = [
+            Unread::new(&pair.client, &pair.server, 2 * round),
+            Unread::new(&pair.server, &pair.client, 2 * round + 1),
+        ];
+        let mut story = format!("round {round}");
+        let mut seen = [false; 2];
+        for _ in 0..6 {
+            for way in &mut ways {
+                let before = counts();
+                way.send(rng.size(20_000));
+                let after = counts();
+                for path in 0..2 {
+                    seen[path] |= after[path] > before[path];
+                }
+                let unread = way.sent - way.read;
+                // Nothing, all of it, or a part.
+                let read = [0, 0, unread, unread / 2][rng.between(0, 3)];
+                way.receive(read, &story);
+            }
+            let words = SWITCHES[rng.between(0, SWITCHES.len() - 1)];
+            story = format!("{story}, {words}");
+            switch(words);
+        }
+        for way in &mut ways {
+            way.receive(way.sent - way.read, &story);
+        }
+        both += u32::from(seen == [true; 2]);
+        switch("disable");
+        round_trip(&pair);
+    }
+    assert!(both > 1, "{both} connections used both paths");
+}
+
+/// The client's end is enrolled by the programs of before an upgrade, the server's
+/// by those of after it, and both ends go on with those.
+#[test]
+fn an_upgrade_in_the_middle_of_a_handshake() {
+    let cgroup = Cgroup::new("versions");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let netns = Netns::new("versions");
+    let nft = |words: &str| netns.run("nft", &[words]);
+    nft("add table inet sat");
+    nft("add chain inet sat in { type filter hook input priority 0; }");
+    let listener = netns.enter(|| listen(&Options::default()));
+    let to = listener.local_addr().expect("getsockname");
+    // The SYN gets through, the ACK that ends the handshake does not.
+    let hold = format!(
+        "add rule inet sat in tcp dport {} tcp flags & (syn | ack) == ack drop",
+        to.port()
+    );
+    let deadline = Deadline::seconds(120);
+    let mut met = 0;
+    while met < 2 {
+        deadline.check("an upgrade in the middle of a handshake");
+        thread::scope(|scope| {
+            let upgrade = scope.spawn(|| instance.run(&["upgrade", "--again"]).ok());
+            while !upgrade.is_finished() {
+                nft(&hold);
+                let before = attached_to(cgroup.path());
+                let client = netns.enter(|| connect(to, &Options::default()));
+                // One that waits longer for its peer is given up.
+                thread::sleep(Duration::from_millis(300));
+                let after = attached_to(cgroup.path());
+                nft("flush chain inet sat in");
+                send_all(&client, b"x", deadline);
+                let server = accept(&listener, &Options::default());
+                recv_all(&server, &mut [0], deadline);
+                if before != after {
+                    met += 1;
+                    talk_over_upgrades(&instance, &Pair { client, server });
+                }
+            }
+            upgrade.join().expect("upgrade");
+        });
+    }
+}
+
+fn talk_over_upgrades(instance: &Instance, pair: &Pair) {
+    warm_up(instance, pair);
+    let before = instance.stats();
+    let mut ways = [
+        Unread::new(&pair.client, &pair.server, 1),
+        Unread::new(&pair.server, &pair.client, 2),
+    ];
+    for size in [1, 100, 10_000] {
+        for way in &mut ways {
+            way.send(size);
+            way.send(2 * size);
+        }
+        // And programs of a third one while it is unread.
+        instance.run(&["upgrade", "--again"]).ok();
+        for way in &mut ways {
+            way.receive(way.sent - way.read, "two versions");
+        }
+    }
+    assert_redirected(&before, &instance.stats(), 20_000);
 }

@@ -227,3 +227,42 @@ fn a_receiver_that_never_reads_stalls_its_sender() {
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
+
+/// Where buffers do not grow, plain TCP takes the same each time.
+#[test]
+fn a_receiver_that_never_reads_holds_at_most_4_mib_more_than_plain_tcp() {
+    const SIZES: [usize; 3] = [100, 4 << 10, 100 << 10];
+    let fixed = |blocking: bool| Options {
+        send_buffer: Some(256 << 10),
+        receive_buffer: Some(256 << 10),
+        client_nonblocking: !blocking,
+        server_nonblocking: !blocking,
+        ..Options::default()
+    };
+    let mut failures = Vec::new();
+    for blocking in [false, true] {
+        for message in SIZES {
+            let case = Case::new("fixed buffers", message);
+            let plain = (0..3).map(|_| stalls_at(&Pair::with(&fixed(blocking)), &case));
+            let plain = plain.min().expect("three");
+
+            let cgroup = Cgroup::new("memory-fixed");
+            let instance = Instance::enable_blocking(&cgroup, &[]);
+            let _joined = cgroup.join();
+            let pair = Pair::with(&fixed(blocking));
+            warm_up(&instance, &pair);
+            let before = instance.stats();
+            let accelerated = stalls_at(&pair, &case);
+            let redirected = instance.stats().delta(&before, "redirected_bytes");
+            let found = format!(
+                "{message} bytes, blocking: {blocking}: plain TCP {plain}, \
+                 accelerated {accelerated}, {redirected} of it redirected"
+            );
+            println!("{found}");
+            if redirected == 0 || accelerated > plain + QUEUE {
+                failures.push(found);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}

@@ -52,6 +52,7 @@ use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
 use common::raw;
+use common::stream::recv_all;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
@@ -959,6 +960,89 @@ fn a_blocking_program_that_only_receives_is_left_alone_by_signals() {
         });
     });
     println!("{}", instance.stats().0);
+    let different: Vec<String> = plain
+        .into_iter()
+        .zip(enabled)
+        .filter(|(plain, enabled)| plain != enabled)
+        .map(|(plain, enabled)| format!("  plain TCP: {plain}\n    enabled: {enabled}"))
+        .collect();
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+/// A program that connects with a time limit: `O_NONBLOCK` while it connects, and
+/// blocking afterwards. It only receives, while signals come in; the server is an
+/// event loop. The story of one connection.
+fn connects_with_a_timeout(listener: &TcpListener, first: First, settled: &dyn Fn()) -> String {
+    raw::handle_usr1();
+    let to = listener.local_addr().expect("getsockname");
+    let client = connect(to, &Options::default());
+    client.set_nonblocking(false).expect("O_NONBLOCK");
+    if matches!(first, First::BeforeAccept) {
+        socket::send(client.as_raw_fd(), b"hello", MsgFlags::MSG_NOSIGNAL).expect("send");
+    }
+    let server = accept(listener, &Options::default());
+    if matches!(first, First::BeforeAccept) {
+        recv_all(&server, &mut [0; 5], Deadline::seconds(5));
+    }
+    settled();
+    let mut link = Link::new(
+        Pair {
+            client: server,
+            server: client,
+        },
+        Mode::Blocking,
+    );
+    if matches!(first, First::AfterAccept) {
+        link.send("hello");
+        link.recv(10);
+    }
+    for _ in 0..3 {
+        link.receiving(10, MsgFlags::empty(), |link, receiver| {
+            for _ in 0..5 {
+                let _ = pthread_kill(receiver, Signal::SIGUSR1);
+                thread::sleep(Duration::from_millis(20));
+            }
+            link.send("hello");
+        });
+    }
+    link.story
+}
+
+#[test]
+fn a_program_that_connects_with_a_timeout_is_left_alone_by_signals() {
+    let stories = |known: &dyn Fn(&TcpListener), settled: &dyn Fn()| -> Vec<String> {
+        let mut all = Vec::new();
+        for learned in [false, true] {
+            for first in [First::BeforeAccept, First::AfterAccept, First::Never] {
+                let listener = listen(&Options::default());
+                if learned {
+                    known(&listener);
+                }
+                for n in 0..2 {
+                    all.push(format!(
+                        "listener known: {learned}, first message: {first:?}, connection {n}: {}",
+                        connects_with_a_timeout(&listener, first, settled)
+                    ));
+                }
+            }
+        }
+        all
+    };
+    let plain = stories(&|_| {}, &|| {});
+    let cgroup = Cgroup::new("timeout");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let enabled = stories(
+        // By connections of event loops, that its children do not block.
+        &|listener| warm_up(&instance, &Pair::on(listener, &Options::default())),
+        &|| {
+            Deadline::seconds(5).until("the blocking reader to be seen", || {
+                instance.dump("sockhash").is_empty()
+            });
+        },
+    );
+    println!("{}", instance.stats().0);
+    assert_eq!(instance.stats().by_reason("ejected", "blocking_reader"), 24);
     let different: Vec<String> = plain
         .into_iter()
         .zip(enabled)

@@ -8,12 +8,20 @@ use std::thread;
 use common::books::assert_balanced;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
+use common::helper;
+use common::helper::Channel;
+use common::helper::Helper;
 use common::instance::Instance;
 use common::instance::Stats;
+use common::pair::Options;
 use common::pair::Pair;
+use common::pair::accept;
+use common::pair::connect;
+use common::pair::listen;
 use common::pattern::Pattern;
 use common::stream::recv_all;
 use common::stream::send_all;
+use common::throttle::Throttle;
 use common::warm::assert_mostly_redirected;
 use common::warm::assert_redirected;
 use common::warm::round_trip;
@@ -185,4 +193,69 @@ fn with_no_limit_streams_stay_enrolled() {
     }
     let stats = assert_balanced(&instance);
     assert_eq!(stats.count("enrolled_now"), 2, "{}", stats.0);
+}
+
+const CONNECTIONS: u64 = 6;
+const REQUESTS: usize = 50;
+const STREAMED: usize = 6000;
+
+/// On one connection after the other: requests, each answered, then a stream, then
+/// requests again. A call that fails ends this process.
+fn streamer(channel: &mut Channel) {
+    let deadline = Deadline::seconds(300);
+    let port: u16 = channel.hear().expect("a port").parse().expect("a port");
+    for n in 0..CONNECTIONS {
+        let stream = connect(([127, 0, 0, 1], port).into(), &Options::default());
+        let (pattern, mut at, mut bytes) = (Pattern::new(n), 0, [0; MESSAGE]);
+        for message in 0..REQUESTS + STREAMED + REQUESTS {
+            pattern.fill(at, &mut bytes);
+            at += MESSAGE as u64;
+            send_all(&stream, &bytes, deadline);
+            if !(REQUESTS..REQUESTS + STREAMED).contains(&message) {
+                recv_all(&stream, &mut [0], deadline);
+            }
+        }
+    }
+    channel.say("all sent");
+    channel.hear();
+}
+
+#[test]
+#[ignore = "the body of the helper processes"]
+fn helper_process() {
+    helper::main(&[("streamer", streamer)]);
+}
+
+/// Ejected while it may be anywhere in its send(2): it loses nothing, and no call of
+/// it fails.
+#[test]
+fn a_throttled_sender_is_ejected_without_loss() {
+    let cgroup = Cgroup::new("stream-slow");
+    let instance = Instance::enable(&cgroup, &["--stream-limit", "200"]);
+    let throttle = Throttle::new(&cgroup);
+    let _joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let mut sender = Helper::start("streamer");
+    throttle.add(sender.pid());
+    let port = listener.local_addr().expect("getsockname").port();
+    sender.say(&port.to_string());
+    let deadline = Deadline::seconds(300);
+    for n in 0..CONNECTIONS {
+        let server = accept(&listener, &options);
+        let (pattern, mut at, mut bytes) = (Pattern::new(n), 0, [0; MESSAGE]);
+        for message in 0..REQUESTS + STREAMED + REQUESTS {
+            recv_all(&server, &mut bytes, deadline);
+            pattern.check(at, &bytes, &format!("connection {n}"));
+            at += MESSAGE as u64;
+            if !(REQUESTS..REQUESTS + STREAMED).contains(&message) {
+                send_all(&server, b"+", deadline);
+            }
+        }
+    }
+    assert_eq!(sender.hear(), "all sent");
+    let stats = assert_balanced(&instance);
+    assert!(streams(&stats) >= 2, "nothing was ejected: {}", stats.0);
+    let redirected = stats.redirected_messages();
+    assert!(redirected >= CONNECTIONS * REQUESTS as u64, "{}", stats.0);
 }

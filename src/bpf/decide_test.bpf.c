@@ -33,7 +33,6 @@ struct decide_case {
 	struct sa_config conf;
 	struct sa_view view;
 	__u32 why;
-	__u32 pad;
 };
 
 SEC("syscall")

@@ -142,7 +142,7 @@ static __always_inline __u32 sa_meet_passive(struct sa_sock *st, const struct tc
 		reason = SA_REASON_PEER_NOT_ELIGIBLE;
 	if (!reason && !st->skipped) {
 		sa_pair_with(st, peer);
-		sa_watch(conn, st);
+		sa_watch(conn);
 	}
 	/* The reason found here is the peer's to see, too. */
 	if (!st->skipped)

@@ -74,6 +74,59 @@ static __always_inline bool sa_under_pressure(const struct sa_sock *st)
 	return st->pressure && sa_word(st->pressure);
 }
 
+/* Its memory cgroup limits what TCP may have. Only those of version 1 do. */
+static __always_inline const struct mem_cgroup___sa *sa_limit_of(const struct sock___sa *sk)
+{
+	const struct mem_cgroup___sa *memcg;
+	__u64 addr;
+
+	if (!bpf_core_field_exists(struct sock___sa, sk_memcg) ||
+	    !bpf_core_field_exists(struct mem_cgroup___sa, tcpmem_active))
+		return NULL;
+	addr = (__u64)sa_load(sk, sk_memcg);
+	if (!addr)
+		return NULL;
+	memcg = sa_cast(addr, mem_cgroup___sa);
+	return sa_load(memcg, tcpmem_active) ? memcg : NULL;
+}
+
+/* Cgroups above that are looked at, and pages that others may take meanwhile. */
+#define SA_LIMIT_LEVELS 8
+#define SA_SPARE_PAGES 64
+
+/*
+ * A redirect that finds no memory for the receiver's queue ends the send with
+ * ENOMEM, where TCP would say EAGAIN. Between the second and the third word of
+ * tcp_mem it still gets some.
+ */
+__noinline __u32 sa_no_room(__u64 peer_sk, __u32 size)
+{
+	const struct sock___sa *psk = sa_cast(peer_sk, sock___sa);
+	const struct proto___sa *prot = sa_cast(sa_load(psk, __sk_common.skc_prot), proto___sa);
+	__u64 mem = (__u64)sa_load(prot, sysctl_mem);
+	const struct mem_cgroup___sa *memcg;
+	__u64 counter;
+
+	if (mem && sa_word((__u64)sa_load(prot, memory_allocated)) >
+			   (sa_word(mem + 8) + sa_word(mem + 16)) / 2)
+		return 1;
+	if (!bpf_core_field_exists(struct mem_cgroup___sa, tcpmem))
+		return 0;
+	memcg = sa_limit_of(psk);
+	if (!memcg)
+		return 0;
+	counter = (__u64)memcg + bpf_core_field_offset(memcg->tcpmem);
+	for (__u32 n = 0; n < SA_LIMIT_LEVELS && counter; n++) {
+		const struct page_counter___sa *pages = sa_cast(counter, page_counter___sa);
+
+		if (sa_load(pages, usage.counter) + (size >> 12) + SA_SPARE_PAGES >
+		    sa_load(pages, max))
+			return 1;
+		counter = (__u64)sa_load(pages, parent);
+	}
+	return 0;
+}
+
 static __always_inline bool sa_own_can_send(const struct sock___sa *sk)
 {
 	__u8 state = sk->__sk_common.skc_state;
@@ -216,6 +269,7 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	const struct sock___sa *psk = (const void *)peer;
 	const struct sk_psock___sa *psock = sa_psock(own);
 	const struct file___sa *file;
+	bool short_of_memory;
 
 	/* Asked where it makes a difference: two loads of ten. */
 	if (st->lost || st->unanswered >= SA_PIPELINE)
@@ -234,6 +288,9 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 		return sa_force(v, SA_WHY_PEER_STATE);
 
 	v->queue_empty = sa_queue_empty(psock);
+	short_of_memory = sa_under_pressure(st);
+	if (short_of_memory || sa_limit_of(psk))
+		v->no_room = sa_no_room(st->peer_sk, v->size);
 	v->budget_bytes = conf->budget_bytes;
 	if (!v->queue_empty) {
 		__u32 quarter = (__u32)sa_load(psk, sk_rcvbuf) / 4;
@@ -259,7 +316,7 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	file = sa_cast(st->peer_file, file___sa);
 	if (!conf->blocking && !(sa_load(file, f_flags) & SA_O_NONBLOCK))
 		return sa_against(v, SA_WHY_READER);
-	if (sa_under_pressure(st))
+	if (short_of_memory || v->no_room)
 		return sa_against(v, SA_WHY_PRESSURE);
 	if (st->path == SA_PATH_REDIRECT && bpf_jiffies64() - st->stack_at > SA_REFRESH_JIFFIES)
 		return sa_against(v, SA_WHY_REFRESH);

@@ -76,7 +76,9 @@ struct possible_net_t___sa {
 };
 
 struct proto___sa {
+	atomic64_t___sa *memory_allocated;
 	unsigned long *memory_pressure;
+	long *sysctl_mem;
 };
 
 struct in6_addr___sa {
@@ -102,8 +104,15 @@ struct sock_common___sa {
 	unsigned long skc_flags;
 };
 
+struct page_counter___sa {
+	atomic64_t___sa usage;
+	unsigned long max;
+	struct page_counter___sa *parent;
+};
+
 struct mem_cgroup___sa {
-	unsigned long socket_pressure;
+	struct page_counter___sa tcpmem; /* of version 1 */
+	bool tcpmem_active;
 };
 
 struct wait_queue_entry___sa {
@@ -147,6 +156,7 @@ struct sock___sa {
 	struct socket_lock_t___sa sk_lock;
 	int sk_peek_off;
 	int sk_rcvbuf;
+	struct mem_cgroup___sa *sk_memcg;
 	void *sk_data_ready;
 	int sk_rcvlowat;
 	int sk_err;

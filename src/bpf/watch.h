@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Looking again, by a timer, where the ACK that would show something may never
- * come. At a socket that nobody has met, once: its peer is remote. And at a pair
- * whose server side was enrolled before accept(2): how it reads shows only then.
- * Done for the first children of a listener; after that their siblings speak.
+ * come. At a socket that nobody has met, once: its peer is remote. At the one that
+ * connected, once: it may have done so with a time limit, and block from then on. And
+ * at an accepted one that was enrolled before accept(2), until that: how it reads
+ * shows only then. Of the first children of a listener; after that their siblings
+ * speak.
  */
 #ifndef SA_WATCH_H
 #define SA_WATCH_H
@@ -41,6 +43,18 @@ static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
 	sa_eject_side(conn, 1, one, reason);
 }
 
+/* What was accepted of it before does not block. */
+static __always_inline bool sa_listener_reads_well(const struct sa_side *server)
+{
+	struct sa_listener_key key = {
+		.netns_cookie = server->netns_cookie,
+		.port = server->tuple.local_port,
+	};
+	const struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
+
+	return known && !known->shared && known->readers == SA_READERS_NONBLOCKING;
+}
+
 /* Servers accept within milliseconds, or are busy for long. */
 static __always_inline __u64 sa_watch_delay(__u32 looks)
 {
@@ -76,8 +90,8 @@ static __always_inline void sa_give_up(const __u64 *at, struct sa_conn *conn)
 static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 {
 	const struct sa_config *conf = sa_conf();
-	const struct sa_side *server;
-	__u32 zero, one, reason;
+	const struct sa_side *server, *client;
+	__u32 reads, connects, reason;
 
 	if (!conf || !conf->enabled || conn->left || conn->gate)
 		return 0;
@@ -85,14 +99,17 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 		sa_give_up(id, conn);
 		return 0;
 	}
-	zero = sa_judge_side(&conn->side[0], conf);
-	one = sa_judge_side(&conn->side[1], conf);
-	if (zero == SA_READER_UNKNOWN || one == SA_READER_UNKNOWN) {
+	server = sa_side(conn, conn->side[0].role != SA_ROLE_PASSIVE);
+	client = sa_side(conn, conn->side[0].role == SA_ROLE_PASSIVE);
+	reads = sa_judge_side(server, conf);
+	connects = sa_judge_side(client, conf);
+	if (reads == SA_READER_UNKNOWN && sa_listener_reads_well(server))
+		reads = SA_REASON_NONE;
+	if (reads == SA_READER_UNKNOWN || connects == SA_READER_UNKNOWN) {
 		bpf_timer_start(&conn->timer, sa_watch_delay(conn->looks++), 0);
 		return 0;
 	}
-	server = conn->side[0].role == SA_ROLE_PASSIVE ? &conn->side[0] : &conn->side[1];
-	reason = zero ? zero : one;
+	reason = reads ? reads : connects;
 	if (!reason) {
 		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
 				  SA_READERS_NONBLOCKING);
@@ -103,7 +120,7 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 		bpf_timer_start(&conn->timer, SA_WATCH_SUSPECT_NS, 0);
 		return 0;
 	}
-	if (reason == SA_REASON_BLOCKING_READER)
+	if (reads == SA_REASON_BLOCKING_READER)
 		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
 				  SA_READERS_BLOCKING);
 	sa_watch_eject(conn, reason);
@@ -119,19 +136,12 @@ static __always_inline void sa_watch_in(struct sa_conn *conn, __u64 ns)
 }
 
 /* The pair is complete. Where timers fail, the first ACK remains. */
-static __always_inline void sa_watch(struct sa_conn *conn, const struct sa_sock *st)
+static __always_inline void sa_watch(struct sa_conn *conn)
 {
-	struct sa_listener_key key = {
-		.netns_cookie = st->netns_cookie,
-		.port = st->tuple.local_port,
-	};
-	const struct sa_listener *known = bpf_map_lookup_elem(&sa_listeners, &key);
 	const struct sa_config *conf = sa_conf();
 
-	if (!conf || conf->blocking || 
-	    (known && !known->shared && known->readers == SA_READERS_NONBLOCKING))
-		return;
-	sa_watch_in(conn, sa_watch_delay(0));
+	if (conf && !conf->blocking)
+		sa_watch_in(conn, sa_watch_delay(0));
 }
 
 #endif

@@ -36,7 +36,11 @@ pub struct Place {
 
 /// The lock, released on drop.
 #[derive(Debug)]
-pub struct Lock(#[allow(dead_code)] Flock<File>);
+pub struct Lock {
+    _flock: Flock<File>,
+    /// Who has it has mounted the bpffs, too.
+    mounted: bool,
+}
 
 impl Place {
     /// Checks the name: bpffs refuses dots, `_` is for directories in the making.
@@ -103,9 +107,23 @@ impl Place {
     /// The exclusive lock, for writers. Makes bpffs and the base directory,
     /// and clears away what killed writers left.
     pub fn write(&self) -> Result<Lock> {
+        let mut mounted = false;
+        match self.make_and_lock(&mut mounted) {
+            Ok(lock) => Ok(Lock { mounted, ..lock }),
+            Err(error) => {
+                if mounted {
+                    self.remove_base_if_empty();
+                }
+                self.unmount_if(mounted);
+                Err(error)
+            }
+        }
+    }
+
+    fn make_and_lock(&self, mounted: &mut bool) -> Result<Lock> {
         loop {
             // Each time: `run` takes away again what it has mounted.
-            bpffs::ensure(&self.bpffs)?;
+            *mounted |= bpffs::ensure(&self.bpffs)?;
             let base = self.base();
             // Its lock is not for everybody to hold.
             match fs::DirBuilder::new().mode(0o700).create(&base) {
@@ -163,7 +181,10 @@ impl Place {
         let inode = metadata.ino();
         let lock = Flock::lock(dir, how).map_err(|(_, e)| on("lock", &base)(e.into()))?;
         match fs::metadata(&base) {
-            Ok(now) if now.ino() == inode => Ok(Lock(lock)),
+            Ok(now) if now.ino() == inode => Ok(Lock {
+                _flock: lock,
+                mounted: false,
+            }),
             Ok(_) => Err(on("lock", &base)(ErrorKind::NotFound.into())),
             Err(e) => Err(on("lock", &base)(e)),
         }
@@ -188,6 +209,22 @@ impl Place {
             .collect();
         names.sort();
         names
+    }
+
+    /// After a failure of what was to be the first command: what [`Place::write`]
+    /// made goes again, unless there is something else in it.
+    pub(super) fn give_up(&self, lock: Lock) {
+        self.remove_base_if_empty();
+        let mounted = lock.mounted;
+        // A mount in which something is open cannot be taken away.
+        drop(lock);
+        self.unmount_if(mounted);
+    }
+
+    fn unmount_if(&self, mounted: bool) {
+        if mounted {
+            bpffs::unmount_if_unused(&self.bpffs);
+        }
     }
 
     /// Removes the base directory if no instance is left. The lock must be held.

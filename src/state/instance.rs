@@ -3,7 +3,9 @@
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, OpenObject};
@@ -91,7 +93,7 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Instance {
     place: Place,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Instance {
@@ -130,7 +132,7 @@ impl Instance {
     pub(super) fn locked(place: &Place, lock: Lock) -> Self {
         Self {
             place: place.clone(),
-            _lock: lock,
+            lock,
         }
     }
 
@@ -186,12 +188,20 @@ impl Instance {
         tables: &Tables,
     ) -> Result<()> {
         let building = place.building();
-        let made = build(&building, cgroups, settings, tables)
-            .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
+        // A thread of its own: where tracefs is missing it gets a mount namespace, from
+        // which nothing could be unmounted here.
+        let made = thread::scope(|scope| {
+            scope
+                .spawn(|| build(&building, cgroups, settings, tables))
+                .join()
+                .unwrap_or_else(|panic| resume_unwind(panic))
+        });
+        let made =
+            made.and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
             let _ = remove_tree(&building);
-            place.remove_base_if_empty();
+            place.give_up(lock);
             return Err(error);
         }
         let instance = Self::locked(place, lock);
@@ -201,6 +211,7 @@ impl Instance {
         if on.is_err() {
             // Nothing is enrolled yet.
             let _ = instance.take_down();
+            place.give_up(instance.lock);
         }
         on
     }

@@ -24,6 +24,7 @@ pub mod process;
 pub mod raw;
 pub mod repair;
 pub mod rng;
+pub mod shortage;
 pub mod stream;
 pub mod tagged;
 pub mod throttle;
