@@ -4,7 +4,7 @@
 #
 #   --kernel 6.1|6.12|all   which (all)
 #   --quick                 load and a few tests, instead of all
-#   --docs                  no run: writes the results of the last runs into
+#   --docs                  no run: writes the last result of each test into
 #                           docs/kernels.md
 #
 # The machine has no disk and no network: its root is a memory file system with
@@ -22,10 +22,11 @@ trap 'exit 143' TERM
 tools=(bash sh mount umount mkdir ln ls cat cp mv rm rmdir chmod chown echo printf timeout sleep sed
 	grep dmesg ip nft sysctl unshare nsenter setpriv strace haproxy modprobe kmod true false test
 	env id head tail sort tr touch mktemp stat uname readlink dirname basename mknod kill ps
-	bpftool ss)
+	bpftool ss script flock awk openssl tc)
 # Kernel modules that they need.
 modules=(veth dummy nf_tables nft_chain_nat nft_nat nft_masq nft_ct nft_redir nft_reject
-	nft_reject_inet nf_conntrack nf_nat tls inet_diag tcp_diag udp_diag xt_mark overlay)
+	nft_reject_inet nf_conntrack nf_nat tls gcm ctr ghash-generic aes-generic inet_diag tcp_diag
+	udp_diag xt_mark overlay)
 # A hang guard: the slowest takes two minutes of it, emulated on a busy machine.
 test_seconds=600
 quick_tests=(root_support root_lifecycle a_relay_that_splices)
@@ -153,7 +154,7 @@ build_root() {
 # Each test program, and sockaccel, where the tests look for them.
 tests=()
 add_tests() {
-	local artifact kind name path
+	local artifact kind name path programs=()
 	builder cargo test --no-run --message-format=json >"$work/built" 2>"$work/log" ||
 		die "cargo: $(tail -n 20 "$work/log")"
 	while read -r kind name path; do
@@ -164,12 +165,14 @@ add_tests() {
 		esac
 		copy_program "$path"
 		strip --strip-debug "$root$path"
-		[[ $kind == bin ]] || tests+=("$name $path")
+		[[ $kind == bin ]] || programs+=("$name $path")
 	done < <(jq -r 'select(.reason == "compiler-artifact" and .executable)
 		| select(.profile.test == (.target.kind[0] == "test"))
 		| "\(.target.kind[0]) \(.target.name) \(.executable)"' "$work/built")
-	((${#tests[@]})) || die "cargo built no tests"
-	mapfile -t tests < <(printf '%s\n' "${tests[@]}" | sort)
+	((${#programs[@]})) || die "cargo built no tests"
+	mapfile -t tests < <(printf '%s\n' "${programs[@]}" | sort | while read -r name path; do
+		steps_of "$name" "$path"
+	done)
 	# What the tests read of the build.
 	while read -r artifact; do copy "$artifact"; done < <(
 		jq -r 'select(.reason == "build-script-executed" and (.package_id | test("sockaccel")))
@@ -177,28 +180,41 @@ add_tests() {
 	)
 	CGO_ENABLED=0 GOPROXY=off GOCACHE=$work/go-cache GOPATH=$work/go \
 		go build -o "$root/vm/relay" tests/go/relay.go
-	echo 'export SOCKACCEL_TEST_GO_RELAY=/vm/relay' >"$root/vm/environment"
+	printf 'export %s\n' SOCKACCEL_TEST_GO_RELAY=/vm/relay SOCKACCEL_TEST_KTLS=required >"$root/vm/environment"
 }
 
-# Every test that was asked for, a line each: its time limit in seconds, its
-# name, the command. A process for each, so that one that hangs is only itself.
-plan() {
-	local test name path case
-	[[ -z $quick ]] || wanted+=("${quick_tests[@]}")
+# The program itself, as it is used.
+first_steps() {
 	echo "120 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load"
 	echo "60 status $sockaccel status --instance load --json"
 	echo "60 unload $sockaccel disable --instance load"
-	for test in "${tests[@]}"; do
-		read -r name path <<<"$test"
-		while read -r case; do
-			((${#wanted[@]} == 0)) || [[ " ${wanted[*]} " =~ " "($name|$case)" " ]] || continue
-			echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
-			# `enable` chooses the other form on these kernels.
-			[[ $name != root_splice ]] ||
-				echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
-					"$path --exact $case --test-threads=1"
-		done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
-	done
+	echo "120 doctor $sockaccel doctor"
+}
+# Every test that was asked for, in the order asked for, a line each: its time
+# limit in seconds, its name, the command. A process for each, so that one that
+# hangs is only itself.
+plan() {
+	local want
+	if ((${#wanted[@]} == 0)); then
+		printf '%s\n' "${tests[@]}"
+		return
+	fi
+	for want in "${wanted[@]}"; do
+		printf '%s\n' "${tests[@]}" | awk -v want="$want" '
+			{ name = $2; sub(/@[^\/]*/, "", name); split(name, part, "/") }
+			want == part[1] || want == part[2] || want == name'
+	done | awk '!seen[$0]++'
+}
+# The tests of a program that are not ignored, as lines of the plan.
+steps_of() {
+	local name=$1 path=$2 case
+	while read -r case; do
+		echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
+		# `enable` chooses the other form on these kernels.
+		[[ $name != root_splice ]] ||
+			echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
+				"$path --exact $case --test-threads=1"
+	done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
 }
 test_names() {
 	"$@" --list --format terse | sed -n 's/: test$//p' | sort
@@ -250,7 +266,11 @@ run_kernel() {
 	cat "$work/root.cpio" <(pack_modules "$directory") >"$work/initrd"
 	[[ -n ${accel:-} ]] || accel=$(accelerator "$image")
 	echo "Linux $(basename "$directory"/lib/modules/*), $accel"
-	dpkg-deb -f "$directory/package.deb" Version >"$cache/version-$1"
+	dpkg-deb -f "$directory/package.deb" Version >"$work/version"
+	if ((${#wanted[@]} == 0)) || ! cmp -s "$work/version" "$cache/version-$1"; then
+		rm -f "$cache/results-$1"
+	fi
+	mv "$work/version" "$cache/version-$1"
 	: >"$log"
 	timeout -k 5 "$limit" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
 		-smp 2 -m "$memory" -accel "$accel" -kernel "$image" -initrd "$work/initrd" \
@@ -266,17 +286,26 @@ run_kernel() {
 # the name. A test program that ran no test has failed.
 results() {
 	tr -d '\r' <"$1" | awk '
+		$1 == "@start" { open[$2] = 1 }
 		$1 == "@begin" { name = $2; ran = 0; next }
 		/^test result: .* 1 passed; 0 failed/ { ran = 1 }
 		$1 == "@end" {
 			if ($3 == 124 || $3 == 137) print "timeout", name
 			else if ($3 == 0 && (ran || name !~ "/")) print "ok", name
 			else print "failed", name
-			name = ""
+			delete open[name]
 		}
 		$1 == "@kernel" { print "failed", "kernel:", $0 }
 		$1 == "@done" { done = 1 }
-		END { if (name != "") print "unfinished", name; if (!done) print "failed", "machine" }'
+		END { for (name in open) print "unfinished", name; if (!done) print "failed", "machine" }'
+}
+
+# Adds the results of a run to those of earlier ones: of each test the last counts.
+keep_results() {
+	touch "$2"
+	awk 'FILENAME == ARGV[1] { new[$2]; print; next }
+		!($2 in new) && $2 != "machine" && $2 != "kernel:"' "$1" "$2" >"$work/all"
+	sort -k 2 "$work/all" >"$2"
 }
 
 # What is known to fail, and why: kernel, name, reason.
@@ -345,13 +374,15 @@ fi
 build_root
 add_tests
 sockaccel=$(find "$root" -name sockaccel -type f -printf '/%P\n' | head -n 1)
+first_steps >"$root/vm/first"
 plan >"$root/vm/plan"
-echo "$(wc -l <"$root/vm/plan") steps for each kernel"
+echo "$(cat "$root"/vm/{first,plan} | wc -l) steps for each kernel"
 pack "$root" >"$work/root.cpio"
 failed=()
 for kernel in "${kernels[@]}"; do
 	run_kernel "$kernel" "$([[ -n $quick ]] && echo 240 || echo 7200)"
-	results "$cache/console-$kernel.log" >"$cache/results-$kernel"
-	report "$kernel" "$cache/results-$kernel" || failed+=("$kernel")
+	results "$cache/console-$kernel.log" >"$work/results"
+	keep_results "$work/results" "$cache/results-$kernel"
+	report "$kernel" "$work/results" || failed+=("$kernel")
 done
 ((${#failed[@]} == 0)) || die "failed under ${failed[*]}: see $cache/console-*.log"
