@@ -663,6 +663,9 @@ fn reset(stream: &mut TcpStream) {
     close(stream);
 }
 
+/// `linux/tcp_states.h`
+const TCP_FIN_WAIT2: u8 = 5;
+
 /// The receiver will send no more, and its peer knows.
 fn fin_wait_2(l: &mut Link) {
     l.b.shutdown(Shutdown::Write).expect("shutdown");
@@ -670,7 +673,6 @@ fn fin_wait_2(l: &mut Link) {
     l.recv(10);
     l.mirror();
     // The FIN is acknowledged some time.
-    const TCP_FIN_WAIT2: u8 = 5;
     Deadline::seconds(5).until("FIN_WAIT2", || raw::tcp_state(&l.b) == TCP_FIN_WAIT2);
 }
 

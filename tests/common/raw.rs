@@ -45,7 +45,7 @@ pub fn disconnect(fd: impl AsFd) -> nix::Result<()> {
     Errno::result(ret).map(drop)
 }
 
-/// The state of a TCP socket, as in linux/tcp_states.h.
+/// The state of a TCP socket, as in `linux/tcp_states.h`.
 pub fn tcp_state(fd: impl AsFd) -> u8 {
     let mut state = 0_u8;
     let mut len: libc::socklen_t = 1;
