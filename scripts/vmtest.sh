@@ -3,9 +3,10 @@
 # machines: sudo scripts/vmtest.sh [options] [test file or test name]...
 #
 #   --kernel 6.1|6.12|all   which (all)
-#   --quick                 load and a few tests, instead of all
-#   --docs                  no run: writes the results of the last runs into
-#                           docs/kernels.md
+#   --quick                 loads every program and runs a few tests, instead of
+#                           all: two minutes a kernel, emulated
+#   --docs                  no run: writes the last result of each test into
+#                           docs/kernels.md and the manual
 #
 # The machine has no disk and no network: its root is a memory file system with
 # the tests and the few programs that they run. Nothing is installed into /boot;
@@ -22,13 +23,17 @@ trap 'exit 143' TERM
 tools=(bash sh mount umount mkdir ln ls cat cp mv rm rmdir chmod chown echo printf timeout sleep sed
 	grep dmesg ip nft sysctl unshare nsenter setpriv strace haproxy modprobe kmod true false test
 	env id head tail sort tr touch mktemp stat uname readlink dirname basename mknod kill ps
-	bpftool ss)
+	bpftool ss script flock awk openssl tc)
 # Kernel modules that they need.
 modules=(veth dummy nf_tables nft_chain_nat nft_nat nft_masq nft_ct nft_redir nft_reject
-	nft_reject_inet nf_conntrack nf_nat tls inet_diag tcp_diag udp_diag xt_mark overlay)
+	nft_reject_inet nf_conntrack nf_nat tls gcm ctr ghash-generic aes-generic inet_diag tcp_diag
+	udp_diag xt_mark overlay)
 # A hang guard: the slowest takes two minutes of it, emulated on a busy machine.
 test_seconds=600
-quick_tests=(root_support root_lifecycle a_relay_that_splices)
+# Every program loads, messages are redirected, nothing is lost, the observer sees.
+quick_tests=(all_of_the_instance the_walks_of_adopt the_textbook_program
+	unread_redirected_bytes_survive_disable a_relay_that_splices
+	refused_where_messages_are_redirected)
 memory=3072
 
 kernels=(6.1 6.12)
@@ -107,7 +112,8 @@ kernel() {
 	if [[ ! -e $directory/ready ]]; then
 		rm -rf "$directory"
 		mkdir "$work/$package"
-		(cd "$work/$package" && apt-get "${apt_options[@]}" download -qq "$package") >&2
+		(cd "$work/$package" && apt-get "${apt_options[@]}" download -qq "$package") >&2 ||
+			die "cannot download $package"
 		dpkg -x "$work/$package"/*.deb "$directory"
 		mv "$work/$package"/*.deb "$directory/package.deb"
 		depmod -b "$directory" "$(basename "$directory"/lib/modules/*)"
@@ -150,57 +156,77 @@ build_root() {
 	install scripts/vm/init "$root/init"
 }
 
-# Each test program, and sockaccel, where the tests look for them.
-tests=()
-add_tests() {
-	local artifact kind name path
+# Each test program, as lines of its name and path, and sockaccel.
+programs=() sockaccel=
+build_tests() {
 	builder cargo test --no-run --message-format=json >"$work/built" 2>"$work/log" ||
 		die "cargo: $(tail -n 20 "$work/log")"
-	while read -r kind name path; do
-		case $kind in
-		bin) ;;
-		test) [[ $name == root_* ]] || continue ;;
-		*) continue ;;
-		esac
+	executables() {
+		jq -r --arg kind "$1" 'select(.reason == "compiler-artifact" and .executable)
+			| select(.profile.test == ($kind == "test") and .target.kind == [$kind])
+			| "\(.target.name) \(.executable)"' "$work/built"
+	}
+	mapfile -t programs < <(executables test | grep ^root_ | sort)
+	sockaccel=$(executables bin | awk '$1 == "sockaccel" { print $2 }')
+	((${#programs[@]})) || die "cargo built no tests"
+	[[ -x $sockaccel ]] || die "cargo built no sockaccel"
+}
+
+# What the plan runs, where the tests look for it, and what they read of the build.
+add_tests() {
+	local path
+	for path in "$sockaccel" $(grep -o ' /[^ ]*/root_[^ ]*' "$root/vm/plan" | sort -u); do
 		copy_program "$path"
 		strip --strip-debug "$root$path"
-		[[ $kind == bin ]] || tests+=("$name $path")
-	done < <(jq -r 'select(.reason == "compiler-artifact" and .executable)
-		| select(.profile.test == (.target.kind[0] == "test"))
-		| "\(.target.kind[0]) \(.target.name) \(.executable)"' "$work/built")
-	((${#tests[@]})) || die "cargo built no tests"
-	mapfile -t tests < <(printf '%s\n' "${tests[@]}" | sort)
-	# What the tests read of the build.
-	while read -r artifact; do copy "$artifact"; done < <(
+	done
+	while read -r path; do copy "$path"; done < <(
 		jq -r 'select(.reason == "build-script-executed" and (.package_id | test("sockaccel")))
 			| .out_dir + "/decide_test.bpf.o"' "$work/built"
 	)
 	CGO_ENABLED=0 GOPROXY=off GOCACHE=$work/go-cache GOPATH=$work/go \
 		go build -o "$root/vm/relay" tests/go/relay.go
 	# Nobody else is on that machine: tests may change what is the kernel's.
-	printf 'export %s\n' SOCKACCEL_TEST_GO_RELAY=/vm/relay SOCKACCEL_OWN_MACHINE=1 \
-		>"$root/vm/environment"
+	printf 'export %s\n' SOCKACCEL_TEST_GO_RELAY=/vm/relay SOCKACCEL_TEST_OWN_MACHINE=1 \
+		SOCKACCEL_TEST_KTLS=required SOCKACCEL_TEST_PATIENCE=5 >"$root/vm/environment"
 }
 
-# Every test that was asked for, a line each: its time limit in seconds, its
-# name, the command. A process for each, so that one that hangs is only itself.
+# The program itself, as it is used.
+first_steps() {
+	echo "300 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load"
+	echo "300 status $sockaccel status --instance load --json"
+	echo "300 unload $sockaccel disable --instance load"
+	[[ -n $quick ]] || echo "300 doctor $sockaccel doctor --timeout 240"
+}
+# Every test that was asked for, in the order asked for, a line each: its time
+# limit in seconds, its name, the command. A process for each, so that one that
+# hangs is only itself.
 plan() {
-	local test name path case
-	[[ -z $quick ]] || wanted+=("${quick_tests[@]}")
-	echo "120 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load"
-	echo "60 status $sockaccel status --instance load --json"
-	echo "60 unload $sockaccel disable --instance load"
-	for test in "${tests[@]}"; do
-		read -r name path <<<"$test"
-		while read -r case; do
-			((${#wanted[@]} == 0)) || [[ " ${wanted[*]} " =~ " "($name|$case)" " ]] || continue
-			echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
-			# `enable` chooses the other form on these kernels.
-			[[ $name != root_splice ]] ||
-				echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
-					"$path --exact $case --test-threads=1"
-		done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
-	done
+	local want program
+	for program in "${programs[@]}"; do
+		# shellcheck disable=SC2086 # a name and a path
+		steps_of $program
+	done | awk 'FNR == NR { not_run[$1]; next }
+		{ split($2, part, "/") } !(part[1] in not_run) && !($2 in not_run)' scripts/vm/not-run - >"$work/steps"
+	if ((${#wanted[@]} == 0)); then
+		cat "$work/steps"
+		return
+	fi
+	for want in "${wanted[@]}"; do
+		awk -v want="$want" '
+			{ name = $2; sub(/@[^\/]*/, "", name); split(name, part, "/") }
+			want == part[1] || want == part[2] || want == name' "$work/steps"
+	done | awk '!seen[$0]++'
+}
+# The tests of a program that are not ignored.
+steps_of() {
+	local name=$1 path=$2 case
+	while read -r case; do
+		echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
+		# `enable` chooses the other form on these kernels.
+		[[ $name != root_splice ]] ||
+			echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
+				"$path --exact $case --test-threads=1"
+	done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
 }
 test_names() {
 	"$@" --list --format terse | sed -n 's/: test$//p' | sort
@@ -212,7 +238,8 @@ pack() {
 	(cd "$1" && find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0)
 }
 
-# The modules of a kernel, packed, as a second part of the root file system.
+# Modules and configuration of a kernel, packed, as a second part of the root file
+# system.
 pack_modules() {
 	local version module file tree
 	tree=$work/modules-$(basename "$1")
@@ -227,6 +254,7 @@ pack_modules() {
 	mkdir -p "$tree/usr/lib/modules/$version"
 	cp "$1/lib/modules/$version"/modules.{order,builtin,builtin.modinfo} "$tree/usr/lib/modules/$version" 2>/dev/null || true
 	depmod -b "$tree/usr" "$version"
+	install -D -m 644 "$1/boot/config-$version" "$tree/boot/config-$version"
 	pack "$tree"
 }
 
@@ -246,20 +274,29 @@ accelerator() {
 }
 
 run_kernel() {
-	local directory image log=$cache/console-$1.log limit=$2
+	local directory image log=$cache/console-$1.log limit=$2 status=0
 	directory=$(kernel "$1")
 	image=$(echo "$directory"/boot/vmlinuz-*)
 	cat "$work/root.cpio" <(pack_modules "$directory") >"$work/initrd"
 	[[ -n ${accel:-} ]] || accel=$(accelerator "$image")
 	echo "Linux $(basename "$directory"/lib/modules/*), $accel"
-	dpkg-deb -f "$directory/package.deb" Version >"$cache/version-$1"
+	dpkg-deb -f "$directory/package.deb" Version >"$work/version"
+	if ((${#wanted[@]} == 0)) || ! cmp -s "$work/version" "$cache/version-$1"; then
+		rm -f "$cache/results-$1"
+	fi
+	mv "$work/version" "$cache/version-$1"
 	: >"$log"
 	timeout -k 5 "$limit" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
 		-smp 2 -m "$memory" -accel "$accel" -kernel "$image" -initrd "$work/initrd" \
 		-append "console=ttyS0 quiet panic=-1 mitigations=off" -serial "file:$log" &
 	machine=$!
-	wait "$machine" || true
+	wait "$machine" || status=$?
 	machine=
+	if ! grep -q '^@start' "$log"; then
+		echo "the machine did not start (qemu's exit status: $status)"
+	elif ((status == 124)); then
+		echo "the machine was ended after $limit s"
+	fi
 }
 
 # --- The results
@@ -268,17 +305,26 @@ run_kernel() {
 # the name. A test program that ran no test has failed.
 results() {
 	tr -d '\r' <"$1" | awk '
+		$1 == "@start" { open[$2] = 1 }
 		$1 == "@begin" { name = $2; ran = 0; next }
 		/^test result: .* 1 passed; 0 failed/ { ran = 1 }
 		$1 == "@end" {
 			if ($3 == 124 || $3 == 137) print "timeout", name
 			else if ($3 == 0 && (ran || name !~ "/")) print "ok", name
 			else print "failed", name
-			name = ""
+			delete open[name]
 		}
 		$1 == "@kernel" { print "failed", "kernel:", $0 }
 		$1 == "@done" { done = 1 }
-		END { if (name != "") print "unfinished", name; if (!done) print "failed", "machine" }'
+		END { for (name in open) print "unfinished", name; if (!done) print "failed", "machine" }'
+}
+
+# Adds the results of a run to those of earlier ones: of each test the last counts.
+keep_results() {
+	touch "$2"
+	awk 'FILENAME == ARGV[1] { new[$2]; print; next }
+		!($2 in new) && $2 != "machine" && $2 != "kernel:"' "$1" "$2" >"$work/all"
+	sort -k 2 "$work/all" >"$2"
 }
 
 # What is known to fail, and why: kernel, name, reason.
@@ -297,6 +343,9 @@ report() {
 			if ($1 == "ok") good[part[1]]++
 		}
 		END { for (i = 1; i <= n; i++) printf "  %-28s %3d of %3d\n", order[i], good[order[i]], all[order[i]] }' "$results"
+	if ((${#wanted[@]} == 0)); then
+		awk '!/^#/ { name = $1; sub(/^[^ ]* */, ""); print "  not run: " name ": " $0 }' scripts/vm/not-run
+	fi
 	while read -r status name; do
 		[[ $status != ok ]] || continue
 		if known "$kernel" "$name"; then
@@ -309,51 +358,72 @@ report() {
 	return $bad
 }
 
-# The table of docs/kernels.md, between its two marks: a row for each file of
-# tests, with how many of its tests passed.
-write_docs() {
-	local table=$work/table kernel
-	{
-		printf '| tests |'
-		for kernel in 6.1 6.12; do printf ' %s (%s) |' "$kernel" "$(cat "$cache/version-$kernel")"; done
-		printf '\n|---|---|---|\n'
-		awk '{
-				split($2, part, "/")
-				row = part[1]
-				if (!(row in rows)) { rows[row]; order[++n] = row }
-				all[row, FILENAME]++
-				if ($1 == "ok") good[row, FILENAME]++
-			}
-			function cell(row, file) {
-				return (row, file) in all ? sprintf("%d of %d", good[row, file], all[row, file]) : "not run"
-			}
-			END {
-				for (i = 1; i <= n; i++)
-					printf "| %s | %s | %s |\n", order[i], cell(order[i], ARGV[1]), cell(order[i], ARGV[2])
-			}' "$cache/results-6.1" "$cache/results-6.12"
-	} >"$table"
-	awk -v table="$table" '
-		/^<!-- end of results -->/ { within = 0 }
+# The table of docs/kernels.md: a row for each file of tests, with how many of its
+# tests passed.
+table() {
+	printf '| tests |'
+	for kernel in 6.1 6.12; do printf ' %s (%s) |' "$kernel" "$(cat "$cache/version-$kernel")"; done
+	printf '\n|---|---|---|\n'
+	awk '{
+			split($2, part, "/")
+			row = part[1]
+			if (!(row in rows)) { rows[row]; order[++n] = row }
+			all[row, FILENAME]++
+			if ($1 == "ok") good[row, FILENAME]++
+		}
+		function cell(row, file) {
+			return (row, file) in all ? sprintf("%d of %d", good[row, file], all[row, file]) : "not run"
+		}
+		END {
+			for (i = 1; i <= n; i++)
+				printf "| %s | %s | %s |\n", order[i], cell(order[i], ARGV[1]), cell(order[i], ARGV[2])
+		}' "$cache/results-6.1" "$cache/results-6.12"
+}
+# That of the manual: a row for each kernel, with its root tests.
+manual_table() {
+	local kernel
+	echo '.Bl -column "6.12.117-1~deb12u1" "passed"'
+	echo '.It Sy "Debian\(aqs kernel" Ta Sy run Ta Sy passed'
+	for kernel in 6.1 6.12; do
+		awk -v version="$(cat "$cache/version-$kernel")" '
+			$2 ~ /\// { all++; good += $1 == "ok" }
+			END { printf ".It %s Ta %d Ta %d\n", version, all, good }' "$cache/results-$kernel"
+	done
+	echo .El
+}
+# Puts the standard input between two marks of a file.
+between() {
+	local file=$1 begin=$2 end=$3
+	cat >"$work/table"
+	awk -v table="$work/table" -v begin="$begin" -v end="$end" '
+		$0 == end { within = 0 }
 		!within
-		/^<!-- results -->/ { within = 1; while ((getline line <table) > 0) print line }
-		' docs/kernels.md >"$work/kernels.md"
-	cat "$work/kernels.md" >docs/kernels.md
+		$0 == begin { within = 1; while ((getline line <table) > 0) print line }' "$file" >"$work/page"
+	cat "$work/page" >"$file"
+}
+write_docs() {
+	table | between docs/kernels.md '<!-- results -->' '<!-- end of results -->'
+	manual_table | between man/sockaccel.8 '.\\" results' '.\\" end of results'
 }
 
 if [[ -n $docs ]]; then
 	write_docs
 	exit
 fi
+[[ -z $quick ]] || wanted+=("${quick_tests[@]}")
 build_root
-add_tests
-sockaccel=$(find "$root" -name sockaccel -type f -printf '/%P\n' | head -n 1)
+build_tests
+first_steps >"$root/vm/first"
 plan >"$root/vm/plan"
-echo "$(wc -l <"$root/vm/plan") steps for each kernel"
+[[ -s $root/vm/plan ]] || die "no such test: ${wanted[*]}"
+add_tests
+echo "$(cat "$root"/vm/{first,plan} | wc -l) steps for each kernel"
 pack "$root" >"$work/root.cpio"
 failed=()
 for kernel in "${kernels[@]}"; do
-	run_kernel "$kernel" "$([[ -n $quick ]] && echo 240 || echo 7200)"
-	results "$cache/console-$kernel.log" >"$cache/results-$kernel"
-	report "$kernel" "$cache/results-$kernel" || failed+=("$kernel")
+	run_kernel "$kernel" "$([[ -n $quick ]] && echo 900 || echo 21600)"
+	results "$cache/console-$kernel.log" >"$work/results"
+	keep_results "$work/results" "$cache/results-$kernel"
+	report "$kernel" "$work/results" || failed+=("$kernel")
 done
 ((${#failed[@]} == 0)) || die "failed under ${failed[*]}: see $cache/console-*.log"

@@ -20,6 +20,7 @@ use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::sockopt;
+use serde_json::Value;
 
 use common::books::assert_balanced;
 use common::cgroup::Cgroup;
@@ -555,7 +556,10 @@ fn nested_cgroups_run_the_program_twice_and_count_once() {
 
 /// The sequence numbers of a side of the only connection there is.
 fn sequence_numbers(instance: &Instance, side: u64) -> [i32; 2] {
-    let rows = instance.dump("connections");
+    numbers_in(&instance.dump("connections"), side)
+}
+
+fn numbers_in(rows: &[Value], side: u64) -> [i32; 2] {
     let id = rows[0]["conn_id"].as_str().expect("a conn_id");
     assert!(rows.iter().all(|row| row["conn_id"] == id), "{rows:?}");
     let id = u64::from_str_radix(id, 16).expect("hexadecimal");
@@ -632,11 +636,13 @@ fn forged_sockets_do_not_pair_with_a_lone_one() {
         let listener = listen(&options);
         let joined = cgroup.join();
         // Nobody waits for a peer longer than a second: a busy test may come late.
-        let victim = (0..200)
-            .map(|_| Pair::on(&listener, &options))
-            .find(|_| !instance.dump("connections").is_empty())
+        let (victim, numbers) = (0..200)
+            .find_map(|_| {
+                let pair = Pair::on(&listener, &options);
+                let rows = instance.dump("connections");
+                (!rows.is_empty()).then(|| (pair, numbers_in(&rows, side)))
+            })
             .expect("an entry that waits");
-        let numbers = sequence_numbers(&instance, side);
         let mut victim = Tagged::new("victim", 1, victim);
         let forged = netns.enter(|| forge(local(44000), local(44001), numbers));
         for round in 0..10 {

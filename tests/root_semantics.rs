@@ -431,14 +431,64 @@ const CASES: &[Case] = &[
     case("reset with unread data", |l| {
         l.send("unread");
         l.poll();
-        // Linger for 0 seconds: close sends RST.
-        let linger = [1_i32.to_ne_bytes(), 0_i32.to_ne_bytes()].concat();
-        raw::set_option(&l.a, libc::SOL_SOCKET, libc::SO_LINGER, &linger).expect("SO_LINGER");
-        close(&mut l.a);
+        reset(&mut l.a);
         wait_at_most(&l.b, PollFlags::POLLERR, 1000);
         l.recv(10);
         l.recv(10);
         l.recv(10);
+    }),
+    case("reset with part of it read", |l| {
+        l.send("read, ");
+        l.send("unread");
+        l.poll();
+        l.recv(4);
+        reset(&mut l.a);
+        wait_at_most(&l.b, PollFlags::POLLERR, 1000);
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("reset by the one that has unread data", |l| {
+        l.send("unread");
+        l.poll();
+        reset(&mut l.b);
+        wait_at_most(&l.a, PollFlags::POLLERR, 1000);
+        l.mirror();
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("FIN_WAIT2 with unread data", |l| {
+        l.send("unread, ");
+        l.poll();
+        fin_wait_2(l);
+        l.send("more, ");
+        l.recv(3);
+        l.send("the last");
+        close(&mut l.a);
+        // Its connection is over, for TCP, with most of it unread.
+        wait_at_most(&l.b, PollFlags::POLLHUP, 1000);
+        for _ in 0..4 {
+            l.recv(8);
+        }
+    }),
+    case("reset in FIN_WAIT2 with unread data", |l| {
+        l.send("unread");
+        l.poll();
+        fin_wait_2(l);
+        l.send("more");
+        reset(&mut l.a);
+        wait_at_most(&l.b, PollFlags::POLLERR, 1000);
+        l.recv(10);
+        l.recv(10);
+    }),
+    case("close in FIN_WAIT2 with unread data", |l| {
+        l.send("nobody reads this");
+        l.poll();
+        fin_wait_2(l);
+        close(&mut l.b);
+        wait_at_most(&l.a, PollFlags::POLLERR, 1000);
+        l.send("first");
+        wait_at_most(&l.a, PollFlags::POLLERR, 1000);
+        l.send("second");
     }),
     case("shutdown, then send", |l| {
         l.send("last");
@@ -607,6 +657,26 @@ fn close(stream: &mut TcpStream) {
     drop(std::mem::replace(stream, other));
 }
 
+/// Lingers for 0 seconds: close sends RST.
+fn reset(stream: &mut TcpStream) {
+    let linger = [1_i32.to_ne_bytes(), 0_i32.to_ne_bytes()].concat();
+    raw::set_option(&*stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger).expect("SO_LINGER");
+    close(stream);
+}
+
+/// `linux/tcp_states.h`
+const TCP_FIN_WAIT2: u8 = 5;
+
+/// The receiver will send no more, and its peer knows.
+fn fin_wait_2(l: &mut Link) {
+    l.b.shutdown(Shutdown::Write).expect("shutdown");
+    l.mirror();
+    l.recv(10);
+    l.mirror();
+    // The FIN is acknowledged some time.
+    Deadline::seconds(5).until("FIN_WAIT2", || raw::tcp_state(&l.b) == TCP_FIN_WAIT2);
+}
+
 fn watch(stream: &TcpStream, events: EpollFlags) -> Epoll {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
     epoll
@@ -727,6 +797,11 @@ const KNOWN: &[Known] = &[
         row: "close with unread data sends FIN, not RST",
     },
     Known {
+        case: "close in FIN_WAIT2 with unread data",
+        modes: ANY,
+        row: "close with unread data sends FIN, not RST",
+    },
+    Known {
         case: "FIONREAD of TCP's bytes",
         modes: ANY,
         row: "FIONREAD: 0 while ordinary TCP bytes wait on an enrolled socket",
@@ -758,12 +833,15 @@ const KNOWN: &[Known] = &[
     },
 ];
 
+/// In a story that could not be told to its end.
+const PANICKED: &str = "panicked";
+
 /// The story of one case on one connection.
 fn tell(case: &Case, mode: Mode, pair: Pair) -> String {
     let mut link = Link::new(pair, mode);
     let run = catch_unwind(AssertUnwindSafe(|| (case.run)(&mut link)));
     if run.is_err() {
-        link.note("the case", "panicked");
+        link.note("the case", PANICKED);
     }
     link.story
 }
@@ -823,6 +901,9 @@ fn compare(name: &str, mode: Mode) {
             }
         } else if case.redirects && redirected == 0 {
             failures.push(format!("{what}: nothing was redirected: {}", after.0));
+        }
+        if plain.contains(PANICKED) {
+            failures.push(format!("{what}: cannot be told on plain TCP: {plain}"));
         }
         let known = KNOWN
             .iter()

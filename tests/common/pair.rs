@@ -1,5 +1,6 @@
 //! Connected TCP sockets.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
@@ -186,8 +187,16 @@ fn finish_connect(fd: &impl AsFd, to: SocketAddr, started: nix::Result<()>) {
 
 /// The next accepted socket.
 pub fn accept(listener: &TcpListener, options: &Options) -> TcpStream {
-    Deadline::seconds(10).wait(listener, PollFlags::POLLIN, "accept");
-    let (stream, _) = listener.accept().expect("accept");
+    let deadline = Deadline::seconds(10);
+    let stream = loop {
+        deadline.wait(listener, PollFlags::POLLIN, "accept");
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            // Another thread was there first.
+            Err(e) if e.kind() == ErrorKind::WouldBlock => deadline.check("accept"),
+            Err(e) => panic!("accept: {e}"),
+        }
+    };
     stream
         .set_nonblocking(options.server_nonblocking)
         .expect("O_NONBLOCK");

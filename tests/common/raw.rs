@@ -45,6 +45,24 @@ pub fn disconnect(fd: impl AsFd) -> nix::Result<()> {
     Errno::result(ret).map(drop)
 }
 
+/// The state of a TCP socket, as in `linux/tcp_states.h`.
+pub fn tcp_state(fd: impl AsFd) -> u8 {
+    let mut state = 0_u8;
+    let mut len: libc::socklen_t = 1;
+    // SAFETY: it is the first byte of struct tcp_info, and no more is asked for.
+    let ret = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut len,
+        )
+    };
+    Errno::result(ret).expect("TCP_INFO");
+    state
+}
+
 /// FIONREAD.
 pub fn waiting(fd: impl AsFd) -> i32 {
     let mut count = 0;

@@ -24,11 +24,11 @@ const TCP_MEM: &str = "/proc/sys/net/ipv4/tcp_mem";
 const LIMIT: &str = "memory.kmem.tcp.limit_in_bytes";
 
 impl Shortage {
-    /// `tcp_mem` where `SOCKACCEL_OWN_MACHINE` says that nobody else is there, as
+    /// `tcp_mem` where `SOCKACCEL_TEST_OWN_MACHINE` says that nobody else is there, as
     /// in the machines of scripts/vmtest.sh.
     pub fn new(bytes: u64) -> Self {
         super::require_root();
-        if std::env::var_os("SOCKACCEL_OWN_MACHINE").is_some() {
+        if std::env::var_os("SOCKACCEL_TEST_OWN_MACHINE").is_some() {
             let before = fs::read_to_string(TCP_MEM).expect(TCP_MEM);
             let pages = bytes / 4096;
             let text = format!("{} {} {pages}", pages / 2, pages * 3 / 4);
