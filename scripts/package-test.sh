@@ -1,11 +1,12 @@
 #!/bin/bash
-# Installs the packages in a clean root of this Debian or Ubuntu and runs them there:
+# Installs the packages in a clean root of this Debian or Ubuntu and runs them there;
+# the static binary in a root with nothing else in it:
 #
-#     sudo scripts/package-test.sh target/packages/sockaccel_*.deb [target/packages/sockaccel-*.rpm]
+#     sudo scripts/package-test.sh target/packages/sockaccel*
 #
 # The root's systemd runs in namespaces, a cgroup and a bpffs of its own, which are
 # removed again however it ends; the unit is started, reloaded and stopped there,
-# with a connection that is accelerated and outlives the stop.
+# with a connection that is accelerated and outlives an upgrade and the stop.
 #
 # The .rpm is installed there too, without its dependencies: that shows that its
 # files, unit and scripts do the same, not that an RPM system takes it. All this
@@ -16,17 +17,26 @@ if [[ ${1:-} != --inside ]]; then
 	exec unshare --mount --propagation private "$0" --inside "$@"
 fi
 shift
-deb=$(realpath "${1:?usage: package-test.sh FILE.deb [FILE.rpm]}")
-rpm=${2:+$(realpath "$2")}
+deb=
+rpm=
+static=
+for file; do
+	case $file in
+	*.deb) deb=$(realpath "$file") ;;
+	*.rpm) rpm=$(realpath "$file") ;;
+	*) static=$(realpath "$file") ;;
+	esac
+done
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
 need_root
-install_packages debootstrap util-linux
-for file in "$deb" ${rpm:+"$rpm"}; do
+[[ $deb ]] || die "which packages? scripts/package.sh, then: $0 target/packages/sockaccel*"
+for file in "$deb" ${rpm:+"$rpm"} ${static:+"$static"}; do
 	[[ -f $file ]] || die "$file: no such file"
 done
+install_packages debootstrap util-linux jq
 
 work=$(mktemp -d)
 root=$work/root
@@ -42,11 +52,99 @@ cleanup() {
 	if [[ -d $cgroup ]]; then
 		find "$cgroup" -depth -type d | while read -r dir; do remove_cgroup "$dir"; done
 	fi
+	for dir in sys proc; do
+		umount --recursive "$work/bare/$dir" 2>/dev/null || true
+	done
 	rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# In a cgroup, by a command before it: sends messages to and fro without end. A line
+# ends one of its three parts, and is answered with how many messages that had.
+start_talking() {
+	local cgroup=$1
+	shift
+	# shellcheck disable=SC2016 # Perl's
+	coproc talk {
+		echo "$BASHPID" >"$cgroup/cgroup.procs"
+		exec "$@" perl -MIO::Socket::INET -MIO::Select -e '
+			use strict;
+			$| = 1;
+			my $listener = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1", Blocking => 0) or die $!;
+			my $client = IO::Socket::INET->new(PeerAddr => "127.0.0.1", PeerPort => $listener->sockport, Blocking => 0) or die $!;
+			IO::Select->new($listener)->can_read(30) or die "nobody connects";
+			my $server = $listener->accept or die $!;
+			$_->blocking(0) for $client, $server;
+			my $messages = 0;
+			sub pass {
+				my ($from, $to, $message) = @_;
+				syswrite($from, $message) == length $message or die "send: $!";
+				my $got = "";
+				while (length $got < length $message) {
+					IO::Select->new($to)->can_read(30) or die "nothing arrives";
+					sysread($to, $got, 100, length $got) or die "receive: $!";
+				}
+				$got eq $message or die "other bytes arrive";
+				$messages++;
+			}
+			my $told = IO::Select->new(\*STDIN);
+			for my $part (1 .. 3) {
+				for (my $n = 1; $n <= 200 || !$told->can_read(0.001); $n++) {
+					pass($client, $server, "request $part $n");
+					pass($server, $client, "response $part $n");
+				}
+				sysread(STDIN, my $line, 1) or die "nobody is there";
+				print "$messages\n";
+				$messages = 0;
+			}'
+	}
+	# What coproc sets goes when it ends.
+	# shellcheck disable=SC2154
+	talker=$talk_PID
+	exec {from}<&"${talk[0]}" {to}>&"${talk[1]}"
+}
+# Sets $said to the messages of the part that ends with it.
+end_part() {
+	echo -n . >&"$to"
+	read -r -t 60 said <&"$from" || die "the connection broke $1"
+	((said >= 400)) || die "only $said messages were sent $1"
+}
+stop_talking() {
+	wait "$talker" || die "the connection did not survive"
+	exec {from}<&- {to}>&-
+}
+
+if [[ $static ]]; then
+	echo "the static binary, in a root with nothing else in it"
+	bare=$work/bare
+	mkdir -p "$bare"/{proc,sys,tmp} "$cgroup/bare"
+	cp "$static" "$bare/sockaccel"
+	mount -t proc proc "$bare/proc"
+	mount -t sysfs sysfs "$bare/sys"
+	mount -t cgroup2 cgroup2 "$bare/sys/fs/cgroup"
+	mount -t bpf bpf "$bare/sys/fs/bpf"
+	bare() {
+		chroot "$bare" /sockaccel "$@"
+	}
+	bare --version
+	bare man enable | grep -q sockaccel-enable || die "the static binary has no manual"
+	bare run -- /sockaccel --version
+	path=/sys/fs/cgroup${cgroup#"$(cgroup2)"}/bare
+	bare enable --cgroup "$path" --allow fionread --allow known-bad-kernel
+	start_talking "$cgroup/bare"
+	end_part "while the static binary accelerates it"
+	bare assert --redirected-messages '>=300' --redirected-share '>0.7'
+	bare upgrade
+	end_part "while accelerated still"
+	bare disable
+	code=0
+	bare status >/dev/null 2>&1 || code=$?
+	((code == 4)) || die "the static binary does not disable (status exits $code)"
+	end_part "after the static binary disabled"
+	stop_talking
+fi
 
 # The distribution that the package was built on: its dependencies are from there.
 suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
@@ -95,7 +193,7 @@ chroot "$root" systemd-analyze verify --man=yes sockaccel.service >"$work/verify
 ! grep sockaccel "$work/verify" || die "systemd-analyze complains of the unit"
 
 echo "booting it"
-mkdir "$cgroup"
+mkdir -p "$cgroup"
 (
 	echo "$BASHPID" >"$cgroup/cgroup.procs"
 	# shellcheck disable=SC2016 # of that bash
@@ -157,52 +255,78 @@ unit stop
 expect_off "still enabled after the stop"
 unit start
 
-echo "a connection in that cgroup, before and after the stop"
-# Sends messages to and fro; then waits for a line, and does so again.
-# shellcheck disable=SC2016 # Perl's
-coproc talk {
-	echo "$BASHPID" >"$cgroup/web/cgroup.procs"
-	inside perl -MIO::Socket::INET -MIO::Select -e '
-		use strict;
-		$| = 1;
-		my $listener = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1", Blocking => 0) or die $!;
-		my $client = IO::Socket::INET->new(PeerAddr => "127.0.0.1", PeerPort => $listener->sockport, Blocking => 0) or die $!;
-		IO::Select->new($listener)->can_read(30) or die "nobody connects";
-		my $server = $listener->accept or die $!;
-		$_->blocking(0) for $client, $server;
-		sub pass {
-			my ($from, $to, $message) = @_;
-			syswrite($from, $message) == length $message or die "send: $!";
-			my $got = "";
-			while (length $got < length $message) {
-				IO::Select->new($to)->can_read(30) or die "nothing arrives";
-				sysread($to, $got, 100, length $got) or die "receive: $!";
-			}
-			$got eq $message or die "other bytes arrive";
-		}
-		for my $time (1, 2) {
-			for my $n (1 .. 200) {
-				pass($client, $server, "request $time $n");
-				pass($server, $client, "response $time $n");
-			}
-			print "talked\n";
-			<STDIN>;
-		}'
-}
-# What coproc sets goes when it ends.
-# shellcheck disable=SC2154
-talker=$talk_PID
-exec {from}<&"${talk[0]}" {to}>&"${talk[1]}"
-read -r -t 60 said <&"$from" || die "the connection broke while accelerated"
-[[ $said == talked ]]
+echo "a connection in that cgroup, under an upgrade of the package and the stop"
+start_talking "$cgroup/web" nsenter --target "$init" --mount --pid --net --root
+end_part "while accelerated"
 inside sockaccel assert --redirected-messages '>=300' --redirected-share '>0.7'
+# The same package under a newer version, over two instances as another one would have
+# made them: the default one of other programs, the second one of another layout.
+newer=$work/newer
+dpkg-deb --raw-extract "$deb" "$newer"
+sed -i 's/^Version: .*/&+newer/' "$newer/DEBIAN/control"
+dpkg-deb --root-owner-group --build "$newer" "$root/tmp/newer.deb" >/dev/null
+inside sockaccel enable --instance other --cgroup /sys/fs/cgroup/web --allow fionread --allow known-bad-kernel
+# The instance's struct sa_config, after so many bytes of it have been overwritten by
+# these; and the id of its program. That root has no bpftool, but Perl.
+# shellcheck disable=SC2016 # Perl's
+bpf='
+	use strict;
+	use POSIX;
+	my ($instance, $first, @bytes) = @ARGV;
+	my $number = (POSIX::uname)[4] eq "x86_64" ? 321 : 280;
+	sub bpf {
+		my ($command, $attributes) = @_;
+		my $got = syscall($number, $command, $attributes, length $attributes);
+		$got >= 0 or die "bpf($command): $!";
+		return $got;
+	}
+	sub pinned {
+		return bpf(7, pack("pLL", "/sys/fs/bpf/sockaccel/$instance/$_[0]", 0, 0));
+	}
+	my ($map, $key, $value) = (pinned("sa_config"), pack("L", 0), "\0" x 256);
+	sub element {
+		return pack("LLppQ", $map, 0, $key, $value, 0);
+	}
+	bpf(1, element());
+	substr($value, $first, @bytes) = pack("C*", @bytes);
+	bpf(2, element()) if @bytes;
+	print join(" ", unpack("C*", $value)), "\n";
+	open(my $info, "<", "/proc/self/fdinfo/" . pinned("sa_verdict")) or die $!;
+	print grep(/^prog_id:/, <$info>);'
+poke() {
+	inside perl -e "$bpf" "$@" >/dev/null
+}
+verdict_program() {
+	inside perl -e "$bpf" default 0 | sed -n 2p
+}
+programs() {
+	inside sockaccel status --json | jq -r .programs
+}
+build_at=64 layout_at=0
+poke default "$build_at" 1 2 3 4 5 6 7 8
+[[ $(programs) == other ]] || die "struct sa_config has changed: see $0"
+layout=$(inside perl -e "$bpf" other 0 | sed -n 1p | cut -d' ' -f$((layout_at + 1)))
+poke other "$layout_at" 99
+before=$(verdict_program)
+inside env DEBIAN_FRONTEND=noninteractive apt-get install -y /tmp/newer.deb >"$work/log" 2>&1 ||
+	die "the upgrade of the package failed: $(cat "$work/log")"
+inside dpkg --status sockaccel | grep -q '^Version: .*+newer$' || die "the newer version is not installed"
+[[ $(programs) == current && $(verdict_program) != "$before" ]] ||
+	die "the upgrade of the package did not upgrade the instance: $(cat "$work/log")"
+[[ $(inside systemctl is-active sockaccel) == active ]] || die "the upgrade of the package stopped the unit"
+[[ $(inside systemctl show -P NeedDaemonReload sockaccel) == no ]] || die "systemd does not know the new unit"
+grep -q "instance other goes on" "$work/log" ||
+	die "it is not told that an instance could not be upgraded: $(cat "$work/log")"
+poke other "$layout_at" "$layout"
+inside sockaccel disable --instance other
+counted=$(inside sockaccel stats --json | jq -r .redirected_messages)
+end_part "under the upgrade"
+end=$(inside sockaccel stats --json | jq -r .redirected_messages)
+((end > counted)) || die "nothing is redirected after the upgrade ($counted messages before, $end now)"
 unit stop
 expect_off "still enabled after the stop"
-echo >&"$to"
-read -r -t 60 said <&"$from" || die "the connection broke at the stop"
-[[ $said == talked ]]
-echo >&"$to"
-wait "$talker" || die "the connection did not survive the stop"
+end_part "at the stop"
+stop_talking
 
 echo "removing the package while its unit is active"
 unit enable

@@ -24,7 +24,7 @@ esac
 need_root
 install_packages clang llvm libelf-dev zlib1g-dev pkg-config linux-libc-dev iproute2 \
 	nftables redis-server redis-tools nginx-light libnginx-mod-stream haproxy golang-go jq \
-	strace mandoc python3 python3-jsonschema curl wrk openssl
+	strace mandoc python3 python3-jsonschema curl wrk openssl zsh fish
 need_cargo
 
 bpffs=/sys/fs/bpf

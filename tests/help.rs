@@ -219,16 +219,52 @@ fn completions_are_those_of_a_shell() {
             assert!(text.contains(word), "{shell}: no {word}");
         }
     }
-    // The shell that every test machine has can read its own.
-    let script = format!(
-        "source <({} completions bash) && complete -p sockaccel",
-        env!("CARGO_BIN_EXE_sockaccel")
+}
+
+/// What each shell offers after `sockaccel events --kind de`, by its own means.
+#[test]
+fn shells_complete() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path().display();
+    for (shell, name) in [("bash", "bash"), ("zsh", "_sockaccel"), ("fish", "fish")] {
+        let file = fs::File::create(dir.path().join(name)).expect("a file");
+        let made = sockaccel()
+            .args(["completions", shell])
+            .stdout(file)
+            .status();
+        assert!(made.expect("run").success(), "{shell}");
+    }
+    let bash = format!(
+        "source {at}/bash; complete -p sockaccel
+         COMP_WORDS=(sockaccel events --kind de) COMP_CWORD=3
+         _sockaccel sockaccel de --kind; echo \"${{COMPREPLY[@]}}\""
     );
-    let output = Process::new("bash")
-        .args(["-c", &script])
-        .output()
-        .expect("bash");
-    assert!(output.status.success(), "{output:?}");
+    // Only its line editor completes, which wants a terminal.
+    let zsh = format!(
+        "zmodload zsh/zpty
+         zpty shell env TERM=vt100 zsh -f -i
+         zpty -w shell 'fpath=({at} $fpath); autoload -Uz compinit; compinit -u -D'
+         zpty -w -n shell 'sockaccel events --kind de'$'\\t'
+         zpty -r shell answer '*denied*'; print -r -- $answer"
+    );
+    let fish = format!("source {at}/fish; complete -C 'sockaccel events --kind de'");
+    for (shell, flags, script) in [
+        ("bash", "--norc", bash),
+        ("zsh", "-f", zsh),
+        ("fish", "--no-config", fish),
+    ] {
+        // One that offers nothing would wait for ever.
+        let output = Process::new("timeout")
+            .args(["60", shell, flags, "-c", &script])
+            .output()
+            .expect("timeout(1)");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{shell}: {output:?}");
+        for word in ["demoted", "denied"] {
+            assert!(text.contains(word), "{shell}: no {word} in {text:?}");
+        }
+        assert!(!text.contains("promoted"), "{shell}: {text:?}");
+    }
 }
 
 /// What a terminal of this width shows. script(1) gives one.

@@ -373,6 +373,9 @@ fn ten_thousand_connections() {
     }
     drop(joined);
 
+    let local = clients[0].local_addr().expect("a name").to_string();
+    let (remote, port) = (to.to_string(), port.to_string());
+    let own = std::process::id().to_string();
     for args in [
         &["stats"][..],
         &["stats", "--json"],
@@ -386,6 +389,16 @@ fn ten_thousand_connections() {
         &["dump", "config"],
         &["endpoint", "list"],
         &["policy", "list"],
+        &["export"],
+        &["explain", &local, &remote],
+        &["explain", "--port", &port],
+        &["explain", "--pid", &own],
+        &["assert", "--redirected-share", ">0.1"],
+        &["assert", "--redirected-share", ">0.1", "--for", &port],
+        &["assert", "--enrolled", ">=20000"],
+        &["adopt", "--dry-run"],
+        &["enable", "--cgroup", &cgroup.path().to_string_lossy()],
+        &["upgrade", "--again"],
     ] {
         let (mut best, mut busy) = (f64::INFINITY, f64::INFINITY);
         let mut lines = 0;

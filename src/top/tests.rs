@@ -387,6 +387,10 @@ fn any_size_of_terminal() {
     assert!(narrow[2].starts_with("REMOTE"), "{narrow:?}");
     assert!(narrow[3].contains("10.0.0.2:80"), "{narrow:?}");
     assert!(narrow[3].contains("redirect>redirect"), "{narrow:?}");
+    // Both ends tell one connection of a server from another.
+    let narrow = Screen::new(60, 10).draw(&mut model());
+    assert!(narrow[3].contains("10.0.0.1:1"), "{narrow:?}");
+    assert!(narrow[2].contains("MSG/S"), "{narrow:?}");
     let flat = Screen::new(80, 2).draw(&mut model());
     assert!(flat[1].contains("10.0.0.2:80"), "{flat:?}");
 }

@@ -23,11 +23,11 @@ const REASONS_TOLD: usize = 4;
 const COLUMNS: [Column; 9] = [
     Column::left("PID", 7, 17),
     Column::left("COMMAND", 5, 31),
-    Column::left("LOCAL", 4, 47),
+    Column::left("LOCAL", 2, 47),
     Column::left("REMOTE", 0, 47),
     Column::left("PATH", 1, 17),
     Column::right("MSG/S", 3),
-    Column::right("BYTES/S", 2),
+    Column::right("BYTES/S", 4),
     Column::right("UNREAD", 8),
     Column::left("REASON", 6, 24),
 ];
