@@ -148,8 +148,11 @@ fi
 
 # The distribution that the package was built on: its dependencies are from there.
 suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+components=main
+# Where Ubuntu has rpm.
+! grep -q '^ID=ubuntu' /etc/os-release || components=main,universe
 echo "a clean root: $suite"
-debootstrap --variant=minbase --include=man-db,systemd "$suite" "$root" >"$work/log" 2>&1 ||
+debootstrap --variant=minbase --components="$components" --include=man-db,systemd "$suite" "$root" >"$work/log" 2>&1 ||
 	die "debootstrap failed: $(tail -n 5 "$work/log")"
 
 echo "installing $(basename "$deb")"
@@ -359,6 +362,12 @@ if [[ $rpm ]]; then
 	unit enable
 	unit start
 	inside sockaccel status >/dev/null
+	# Its script after installing, as rpm calls it for a newer version.
+	[[ $(inside rpm -q --scripts sockaccel) == *upgrade_instances* ]] || die "the .rpm does not upgrade"
+	poke default "$build_at" 1 2 3 4 5 6 7 8
+	[[ $(programs) == other ]]
+	inside sh -s 2 <packaging/deb/postinst
+	[[ $(programs) == current ]] || die "a newer .rpm would not upgrade the instance"
 	inside rpm --erase sockaccel
 	rm -f "$root/etc/sockaccel/sockaccel.toml.rpmsave"
 	gone .rpm

@@ -29,6 +29,7 @@ use common::bpffs::pins;
 use common::bpffs::tree;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
+use common::instance::Instance;
 use common::instance::Ran;
 use common::other_program::OtherProgram;
 use common::other_program::attached_to;
@@ -1721,4 +1722,23 @@ fn apply_killed_at_any_step_is_finished_by_the_next() {
         },
     );
     assert!(unfinished > 0);
+}
+
+#[test]
+fn a_terminal_of_unknown_width_gets_whole_lines() {
+    let cgroup = Cgroup::new("cli");
+    let instance = Instance::enable(&cgroup, &[]);
+    let program = env!("CARGO_BIN_EXE_sockaccel");
+    for columns in [0, 80] {
+        let line = format!(
+            "stty cols {columns}; exec {program} stats --instance {}",
+            instance.name()
+        );
+        let ran = Ran::of(Command::new("script").args(["-qec", &line, "/dev/null"])).ok();
+        assert!(
+            ran.stdout.contains("sockets seen"),
+            "{columns}: {}",
+            ran.stdout
+        );
+    }
 }

@@ -400,20 +400,7 @@ fn ten_thousand_connections() {
         &["enable", "--cgroup", &cgroup.path().to_string_lossy()],
         &["upgrade", "--again"],
     ] {
-        let (mut best, mut busy) = (f64::INFINITY, f64::INFINITY);
-        let mut lines = 0;
-        for _ in 0..5 {
-            let begin = (Instant::now(), cpu_seconds_of_ended());
-            lines = instance.run(args).ok().stdout.lines().count();
-            best = best.min(begin.0.elapsed().as_secs_f64());
-            busy = busy.min(cpu_seconds_of_ended() - begin.1);
-        }
-        println!(
-            "{:6.1} ms, {:6.1} ms of processor time, {lines} lines: {}",
-            best * 1e3,
-            busy * 1e3,
-            args.join(" ")
-        );
+        time(&instance, args);
     }
     let stats = instance.stats();
     assert_eq!(stats.count("enrolled_now"), 2 * CONNECTIONS as u64);
@@ -455,6 +442,24 @@ fn ten_thousand_connections() {
     drop(server);
     drop(clients);
     assert!(sockaccel(&["stats", "--instance", instance.name()]).code == Some(0));
+}
+
+/// Prints the best of some runs.
+fn time(instance: &Instance, args: &[&str]) {
+    let (mut best, mut busy) = (f64::INFINITY, f64::INFINITY);
+    let mut lines = 0;
+    for _ in 0..5 {
+        let begin = (Instant::now(), cpu_seconds_of_ended());
+        lines = instance.run(args).ok().stdout.lines().count();
+        best = best.min(begin.0.elapsed().as_secs_f64());
+        busy = busy.min(cpu_seconds_of_ended() - begin.1);
+    }
+    println!(
+        "{:6.1} ms, {:6.1} ms of processor time, {lines} lines: {}",
+        best * 1e3,
+        busy * 1e3,
+        args.join(" ")
+    );
 }
 
 /// User and system time of all children that were waited for.

@@ -157,9 +157,10 @@ pub fn or_dash(value: Option<impl Display>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// Columns of the terminal that standard output is, if it is one.
+/// Columns of the terminal that standard output is, if it is one that knows: a
+/// serial line says 0.
 pub fn columns() -> Option<usize> {
-    Table::new().width().map(usize::from)
+    Table::new().width().map(usize::from).filter(|n| *n > 0)
 }
 
 fn upper<R: IntoIterator<Item = String>>(
@@ -177,7 +178,7 @@ fn fitted(rows: Vec<Vec<String>>, how: ContentArrangement) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(how);
-    if table.width().is_none() {
+    if columns().is_none() {
         table.set_width(PROSE);
     }
     let mut rows = rows.into_iter();

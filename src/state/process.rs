@@ -1,6 +1,13 @@
 //! Which process has which socket open, as /proc tells.
 
-use std::fs;
+use std::fs::{self, File};
+use std::num::NonZero;
+use std::thread;
+
+use nix::fcntl::readlinkat;
+
+/// Descriptors that are worth threads.
+const MANY: usize = 1000;
 
 /// A descriptor of a process that is a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,21 +30,42 @@ pub fn all() -> Vec<u32> {
 pub fn sockets_of(pids: impl IntoIterator<Item = u32>) -> Vec<OpenSocket> {
     let mut sockets = Vec::new();
     for pid in pids {
-        let dir = format!("/proc/{pid}/fd");
-        for fd in numbers(&dir) {
-            let inode = fs::read_link(format!("{dir}/{fd}")).ok().and_then(|link| {
-                link.to_str()?
-                    .strip_prefix("socket:[")?
-                    .strip_suffix(']')?
-                    .parse()
-                    .ok()
-            });
-            if let Some(inode) = inode {
-                sockets.push(OpenSocket { pid, fd, inode });
-            }
-        }
+        let path = format!("/proc/{pid}/fd");
+        let Ok(dir) = File::open(&path) else {
+            continue;
+        };
+        let found = each(&numbers(&path), |fd| {
+            let inode = inode_of_socket(&dir, fd)?;
+            Some(OpenSocket { pid, fd, inode })
+        });
+        sockets.extend(found);
     }
     sockets
+}
+
+/// `None` for what is no socket.
+fn inode_of_socket(dir: &File, fd: i32) -> Option<u64> {
+    let link = readlinkat(dir, fd.to_string().as_str()).ok()?;
+    let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+    inode.parse().ok()
+}
+
+/// What there is of each, in this order. Of many by all processors at a time: the
+/// kernel takes some microseconds for each link.
+fn each<T: Send>(fds: &[i32], look: impl Fn(i32) -> Option<T> + Sync) -> Vec<T> {
+    let look_at = |fds: &[i32]| fds.iter().filter_map(|fd| look(*fd)).collect::<Vec<T>>();
+    if fds.len() < MANY {
+        return look_at(fds);
+    }
+    let parts = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        let threads: Vec<_> = fds
+            .chunks(fds.len().div_ceil(parts))
+            .map(|part| scope.spawn(|| look_at(part)))
+            .collect();
+        let found = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        found.flatten().flatten().collect()
+    })
 }
 
 /// The name of a process, as in /proc/PID/comm.
@@ -53,4 +81,18 @@ fn numbers<T: std::str::FromStr>(dir: &str) -> Vec<T> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_are_looked_at_in_their_order() {
+        let fds: Vec<i32> = (0..10_000).collect();
+        let odd = |fd| (fd % 2 == 1).then_some(fd);
+        let wanted: Vec<i32> = fds.iter().copied().filter_map(odd).collect();
+        assert_eq!(each(&fds, odd), wanted);
+        assert_eq!(each(&fds[..10], odd), wanted[..5]);
+    }
 }

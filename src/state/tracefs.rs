@@ -22,8 +22,10 @@ pub fn ensure() -> Result<()> {
         return Ok(());
     }
     let none = None::<&str>;
+    let private = |at: &str| mount(none, at, none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
     unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+        // The root of a chroot may be no mount; what DIR is on is one.
+        .and_then(|()| private("/").or_else(|_| private("/sys")))
         .and_then(|()| {
             mount(
                 Some("tracefs"),
