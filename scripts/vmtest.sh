@@ -191,10 +191,10 @@ add_tests() {
 
 # The program itself, as it is used.
 first_steps() {
-	echo "300 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load"
+	echo "300 load $sockaccel enable --cgroup /sys/fs/cgroup --instance load --allow fionread"
 	echo "300 status $sockaccel status --instance load --json"
 	echo "300 unload $sockaccel disable --instance load"
-	[[ -n $quick ]] || echo "300 doctor $sockaccel doctor --timeout 240"
+	[[ -n $quick ]] || echo "300 doctor $sockaccel doctor --timeout 240 --allow fionread"
 }
 # Every test that was asked for, in the order asked for, a line each: its time
 # limit in seconds, its name, the command. A process for each, so that one that
