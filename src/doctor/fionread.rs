@@ -124,7 +124,8 @@ pub fn of_redirected() -> io::Result<Fionread> {
     open.progs.tb_sockops.set_autoload(false);
     let skeleton = open.load().map_err(io::Error::other)?;
     let sockets = &skeleton.maps.tb_sockhash;
-    let _attached = skeleton
+    // Until the map goes.
+    skeleton
         .progs
         .tb_skmsg
         .attach_sockmap(sockets.as_fd().as_raw_fd())
