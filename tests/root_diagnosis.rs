@@ -147,21 +147,32 @@ fn every_check_is_made_and_the_kernel_behaves() {
 fn fionread_fails_unless_it_is_allowed() {
     common::require_root();
     let run = sockaccel(&["doctor", "--timeout", "60"]);
-    let wrong = matches!(fionread::probe(), Fionread::Wrong { .. });
-    assert_eq!(run.code, Some(if wrong { 3 } else { 0 }), "{}", run.stderr);
-    if wrong {
-        assert!(run.stdout.contains("fionread_tcp"), "{}", run.stdout);
+    let wrong = match fionread::probe() {
+        Fionread::Wrong {
+            redirected: true, ..
+        } => Some("fionread_redirected"),
+        Fionread::Wrong { .. } => Some("fionread_tcp"),
+        _ => None,
+    };
+    let status = if wrong.is_some() { 3 } else { 0 };
+    assert_eq!(run.code, Some(status), "{}", run.stderr);
+    if let Some(wrong) = wrong {
+        assert!(run.stdout.contains(wrong), "{}", run.stdout);
         assert!(run.stdout.contains("FAILS"), "{}", run.stdout);
         assert_eq!(
             run.stderr,
-            "sockaccel: doctor: fionread_tcp fails\n  \
-             To accept it where no such program runs:  --allow fionread\n"
+            format!(
+                "sockaccel: doctor: {wrong} fails\n  \
+                 To accept it where no such program runs:  --allow fionread\n"
+            )
         );
     }
     // One JSON document, also when something fails.
     let json = sockaccel(&DOCTOR).json();
-    let expected = if wrong { "fails" } else { "ok" };
-    assert_eq!(result(&json, "fionread_tcp"), expected);
+    for check in ["fionread_tcp", "fionread_redirected"] {
+        let expected = if wrong == Some(check) { "fails" } else { "ok" };
+        assert_eq!(result(&json, check), expected);
+    }
 }
 
 /// Programs and rules of others, in a cgroup and a namespace of the test's own.

@@ -19,6 +19,7 @@ use nix::sched::CloneFlags;
 use nix::sched::unshare;
 
 use common::deadline::Deadline;
+use common::instance::sockaccel;
 use common::pair::Options;
 use common::pair::Pair;
 use common::require_root;
@@ -81,11 +82,37 @@ fn root_fionread_agrees_with_what_read_returns() {
     let (said, read) = said_and_read(&pair, b"an enrolled one");
     match fionread::probe() {
         Fionread::Right => assert_eq!(said, read),
-        Fionread::Wrong { waiting, reported } => {
-            assert_ne!(said, read, "the probe says {reported} of {waiting}");
-        }
+        Fionread::Wrong {
+            waiting,
+            reported,
+            redirected,
+        } => assert_eq!(
+            said == read,
+            redirected,
+            "the probe says {reported} of {waiting}"
+        ),
         Fionread::NotProbed { reason } => panic!("loopback is up here: {reason}"),
     }
+}
+
+/// Whatever it says of redirected bytes, the checks of `doctor` see the same.
+#[test]
+fn root_fionread_of_redirected_bytes_is_what_doctor_sees() {
+    require_root();
+    let probed = match fionread::of_redirected().expect("probed") {
+        Fionread::Right => "ok",
+        Fionread::Wrong { redirected, .. } => {
+            assert!(redirected);
+            "fails"
+        }
+        Fionread::NotProbed { reason } => panic!("{reason}"),
+    };
+    let doctor = sockaccel(&["doctor", "--json", "--timeout", "60"]).json();
+    let rows = doctor["checks"].as_array().expect("an array");
+    let row = rows
+        .iter()
+        .find(|row| row["check"] == "fionread_redirected");
+    assert_eq!(row.expect("a row")["result"], probed, "{doctor:#}");
 }
 
 #[test]

@@ -719,7 +719,10 @@ fn a_table_full_of_remote_connections_makes_room_for_a_local_pair() {
     assert!(full.by_reason("skipped", "map_full") > 0, "{}", full.0);
     let mut early = Tagged::new("while it is full", 1, Pair::new());
     early.exchange(10);
-    assert_eq!(assert_balanced(&instance).redirected_bytes(), 0);
+    // A slow machine may have given up the first of them by then, after a second.
+    let then = assert_balanced(&instance);
+    let room = then.by_reason("ejected", "no_local_peer") > 0;
+    assert!(room || then.redirected_bytes() == 0, "{}", then.0);
 
     for pair in &idle {
         one_way(&pair.client, &pair.server);

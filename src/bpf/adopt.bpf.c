@@ -306,7 +306,7 @@ static __always_inline __u32 sa_adopt_one(struct sa_sock *st, const struct tcp_s
 {
 	__u64 cookie = st->cookie;
 	__u32 reason;
-	long err;
+	int err;
 
 	/*
 	 * First into the map, then paired: what the peer knows of is there. Nothing

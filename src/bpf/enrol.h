@@ -9,8 +9,12 @@
 #include "watch.h"
 #include "policy.h"
 
-/* EBUSY ... of include/uapi/asm-generic/errno-base.h, as returned. */
-static __always_inline __u32 sa_update_reason(long err)
+/*
+ * EBUSY ... of include/uapi/asm-generic/errno-base.h, as returned: an int. Before
+ * 6.4 (d7ba4cc900bf) a map operation that the verifier calls directly leaves the
+ * upper half of the register as it was.
+ */
+static __always_inline __u32 sa_update_reason(int err)
 {
 	switch (err) {
 	case -7: /* E2BIG */
@@ -89,10 +93,10 @@ static __always_inline __u32 sa_meet_active(struct sa_sock *st, const struct tcp
 {
 	struct sa_conn *conn;
 	__u32 reason;
-	long err;
+	int err;
 
 	err = bpf_map_update_elem(&sa_conns, &st->conn_id, &sa_empty_conn, BPF_NOEXIST);
-	if (err == -7) {
+	if (err && sa_update_reason(err) == SA_REASON_MAP_FULL) {
 		st->conn_id = 0;
 		return SA_REASON_MAP_FULL;
 	}
@@ -286,7 +290,7 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 	sa_add(seen, 1);
 	reason = sa_meet(conf, st, tp, listening);
 	if (!reason) {
-		long err = bpf_sock_hash_update(ops, &sa_sockhash, &st->cookie, BPF_NOEXIST);
+		int err = bpf_sock_hash_update(ops, &sa_sockhash, &st->cookie, BPF_NOEXIST);
 
 		if (err)
 			reason = sa_update_reason(err);

@@ -1,14 +1,16 @@
 //! Does FIONREAD count what waits on an enrolled socket?
 //!
-//! Since 929e30f93125 it counts only redirected bytes, until 04af4efde58a also
-//! what came by TCP. Both went into several stable series, so the kernel is
-//! asked, on a connection of our own: in this network namespace, or, where the
+//! Before 929e30f93125 it counts only what came by TCP, then only redirected
+//! bytes, and since 04af4efde58a both. The two went into several stable series, so
+//! the kernel is asked, on a connection of our own: in this network namespace, or, where the
 //! loopback interface is down or filtered, in a new one.
 
 use std::fmt;
 use std::io;
 use std::io::Write;
+use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -19,6 +21,8 @@ use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
 use libbpf_rs::MapType;
+use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::skel::SkelBuilder as _;
 use nix::poll::PollFlags;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
@@ -29,6 +33,7 @@ use super::map;
 use super::wait::PATIENCE;
 use super::wait::wait_for;
 use crate::sys;
+use crate::sys::textbook::TextbookSkelBuilder;
 
 /// What the probe found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -42,6 +47,9 @@ pub enum Fionread {
         waiting: usize,
         /// Bytes that FIONREAD says.
         reported: usize,
+        /// They were redirected, and have not come by TCP.
+        #[serde(skip)]
+        redirected: bool,
     },
     /// There was no way to try.
     NotProbed {
@@ -80,6 +88,13 @@ fn in_new_namespace() -> io::Result<Fionread> {
 }
 
 fn ask() -> io::Result<Fionread> {
+    match of_tcp()? {
+        Fionread::Right => of_redirected(),
+        wrong => Ok(wrong),
+    }
+}
+
+fn of_tcp() -> io::Result<Fionread> {
     let (mut sender, receiver) = pair()?;
     // Dropped before the sockets: the receiver is closed as plain TCP.
     let _enrolled = enrol(&receiver)?;
@@ -91,14 +106,69 @@ fn ask() -> io::Result<Fionread> {
             "another sockmap program redirects the probe's bytes",
         ));
     }
-    Ok(judge(BYTES.len(), reported))
+    Ok(judge(BYTES.len(), reported, false))
 }
 
-fn judge(waiting: usize, reported: usize) -> Fionread {
+/// Does it count what is redirected? By the textbook program, with the two sockets
+/// in its map.
+///
+/// # Errors
+///
+/// What kept it from being tried.
+pub fn of_redirected() -> io::Result<Fionread> {
+    let (mut sender, receiver) = pair()?;
+    let mut storage = MaybeUninit::uninit();
+    let mut open = TextbookSkelBuilder::default()
+        .open(&mut storage)
+        .map_err(io::Error::other)?;
+    open.progs.tb_sockops.set_autoload(false);
+    let skeleton = open.load().map_err(io::Error::other)?;
+    let sockets = &skeleton.maps.tb_sockhash;
+    // Until the map goes.
+    skeleton
+        .progs
+        .tb_skmsg
+        .attach_sockmap(sockets.as_fd().as_raw_fd())
+        .map_err(io::Error::other)?;
+    for socket in [&sender, &receiver] {
+        sockets
+            .update(
+                &key(socket)?,
+                &socket.as_raw_fd().to_ne_bytes(),
+                MapFlags::ANY,
+            )
+            .map_err(io::Error::other)?;
+    }
+    sender.write_all(BYTES)?;
+    wait_for(&receiver, PollFlags::POLLIN)?;
+    let reported = sys::probe::unread(&receiver)?;
+    if sys::probe::received_by_tcp(&receiver)? != 0 {
+        return Err(io::Error::other("the probe's bytes were not redirected"));
+    }
+    Ok(judge(BYTES.len(), reported, true))
+}
+
+/// Of textbook.bpf.c: `struct tuple`.
+fn key(socket: &TcpStream) -> io::Result<Vec<u8>> {
+    let (SocketAddr::V4(local), SocketAddr::V4(remote)) =
+        (socket.local_addr()?, socket.peer_addr()?)
+    else {
+        return Err(io::Error::other("not IPv4"));
+    };
+    let addresses = [local, remote].map(|end| end.ip().octets());
+    let ports = [local, remote].map(|end| u32::from(end.port()).to_be_bytes());
+    Ok([addresses, ports].concat().concat())
+}
+
+fn judge(waiting: usize, reported: usize, redirected: bool) -> Fionread {
     if reported == waiting {
         Fionread::Right
     } else {
-        Fionread::Wrong { waiting, reported }
+        Fionread::Wrong {
+            waiting,
+            reported,
+            redirected,
+        }
     }
 }
 
@@ -125,14 +195,32 @@ fn enrol(socket: impl AsFd) -> io::Result<MapHandle> {
     Ok(sockets)
 }
 
+/// The kernel's commits that it is about.
+pub const fn reference(redirected: bool) -> &'static str {
+    if redirected {
+        "counted since 929e30f93125 and 04af4efde58a"
+    } else {
+        "bug 929e30f93125, fixed by 04af4efde58a"
+    }
+}
+
 impl fmt::Display for Fionread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Right => f.write_str("FIONREAD counts what waits on an enrolled socket"),
-            Self::Wrong { waiting, reported } => write!(
+            Self::Wrong {
+                waiting,
+                reported,
+                redirected,
+            } => write!(
                 f,
-                "FIONREAD reports {reported} while {waiting} bytes wait on an enrolled socket \
-                 (bug 929e30f93125, fixed by 04af4efde58a)"
+                "FIONREAD reports {reported} while {waiting} {} wait on an enrolled socket ({})",
+                if *redirected {
+                    "redirected bytes"
+                } else {
+                    "bytes"
+                },
+                reference(*redirected)
             ),
             Self::NotProbed { reason } => write!(
                 f,
@@ -149,13 +237,14 @@ mod tests {
 
     #[test]
     fn only_the_exact_count_is_right() {
-        assert_eq!(judge(8, 8), Fionread::Right);
+        assert_eq!(judge(8, 8, false), Fionread::Right);
         for reported in [0, 7, 9] {
             let wrong = Fionread::Wrong {
                 waiting: 8,
                 reported,
+                redirected: true,
             };
-            assert_eq!(judge(8, reported), wrong);
+            assert_eq!(judge(8, reported, true), wrong);
         }
     }
 
@@ -164,7 +253,7 @@ mod tests {
         let cases = [
             (Fionread::Right, r#"{"result":"right"}"#),
             (
-                judge(8, 0),
+                judge(8, 0, false),
                 r#"{"result":"wrong","waiting":8,"reported":0}"#,
             ),
             (

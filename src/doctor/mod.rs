@@ -232,12 +232,17 @@ impl Report {
                 way_out: way_out(),
             });
         }
-        if let Fionread::Wrong { reported, .. } = self.fionread
+        if let Fionread::Wrong {
+            reported,
+            redirected,
+            ..
+        } = self.fionread
             && !allowed.contains(&Risk::Fionread)
         {
             return Some(Refusal::Fionread {
                 kernel: self.kernel.to_string(),
                 reported,
+                redirected,
                 way_out: way_out(),
             });
         }

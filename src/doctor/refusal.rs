@@ -6,6 +6,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::features::Feature;
+use super::fionread;
 use super::risk::Risk;
 use super::versions::Bug;
 use super::versions::Kernel;
@@ -74,11 +75,13 @@ pub enum Refusal {
 
     /// FIONREAD lies about enrolled sockets.
     #[error(
-        "enable refused: on this kernel ({kernel}) FIONREAD reports {reported} while data waits \
+        "enable refused: on this kernel ({kernel}) FIONREAD reports {reported} while {data} waits \
          on an enrolled socket\n  \
-         (bug 929e30f93125, fixed by 04af4efde58a). Programs that rely on it can hang: \
+         ({reference}). Programs that rely on it can hang: \
          nginx >= 1.17.5, Java NIO, .NET.\n  \
          Nothing was changed. If none of them runs in {paths}:  {command}",
+        data = if *redirected { "redirected data" } else { "data" },
+        reference = fionread::reference(*redirected),
         paths = way_out.paths(), command = way_out.allowing(Risk::Fionread)
     )]
     Fionread {
@@ -86,6 +89,8 @@ pub enum Refusal {
         kernel: String,
         /// Bytes that FIONREAD reported while more waited.
         reported: usize,
+        /// They were redirected, and have not come by TCP.
+        redirected: bool,
         /// What was asked for.
         way_out: WayOut,
     },
@@ -203,6 +208,7 @@ mod tests {
         let refusal = Refusal::Fionread {
             kernel: "6.18.44".to_owned(),
             reported: 0,
+            redirected: false,
             way_out: WayOut::new(&["PATH"], &[]),
         };
         assert_eq!(

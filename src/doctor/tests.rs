@@ -31,6 +31,7 @@ fn with_bug() -> Fionread {
     Fionread::Wrong {
         waiting: 8,
         reported: 0,
+        redirected: false,
     }
 }
 

@@ -19,6 +19,8 @@ use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::sockopt;
 
+use sockaccel::sys::tcp::accept_nonblocking;
+
 use super::deadline::Deadline;
 use super::raw;
 
@@ -190,16 +192,19 @@ pub fn accept(listener: &TcpListener, options: &Options) -> TcpStream {
     let deadline = Deadline::seconds(10);
     let stream = loop {
         deadline.wait(listener, PollFlags::POLLIN, "accept");
-        match listener.accept() {
-            Ok((stream, _)) => break stream,
+        // At once: on a slow machine it would be seen as blocking before fcntl(2).
+        let accepted = if options.server_nonblocking {
+            accept_nonblocking(listener).map(TcpStream::from)
+        } else {
+            listener.accept().map(|(stream, _)| stream)
+        };
+        match accepted {
+            Ok(stream) => break stream,
             // Another thread was there first.
             Err(e) if e.kind() == ErrorKind::WouldBlock => deadline.check("accept"),
             Err(e) => panic!("accept: {e}"),
         }
     };
-    stream
-        .set_nonblocking(options.server_nonblocking)
-        .expect("O_NONBLOCK");
     finish(stream, options, options.server_nonblocking)
 }
 
