@@ -28,6 +28,7 @@ use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
 use common::pattern::Pattern;
+use common::raw::SilentPage;
 use common::repair::forge;
 use common::rng::Rng;
 use common::stream::recv_all;
@@ -37,6 +38,7 @@ use common::tagged::assert_nothing_to_read;
 use common::traffic::Direction;
 use common::traffic::Plan;
 use common::traffic::run_end;
+use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
@@ -619,4 +621,63 @@ fn there_is_room_for_whole_connections_only() {
         warm_up(&instance, pair);
     }
     assert_balanced(&instance);
+}
+
+/// A socket whose owner is kept in the middle of a send(2): `adopt` gives up in time,
+/// and other commands do not wait for it.
+#[test]
+fn a_socket_that_stays_locked_keeps_nobody_waiting_for_ever() {
+    if refused_here() {
+        return;
+    }
+    let cgroup = Cgroup::new("adopt-locked");
+    let _joined = cgroup.join();
+    let held = Pair::new();
+    let mut free = Tagged::new("free", 1, Pair::new());
+    let instance = Instance::enable(&cgroup, &[]);
+    let page = SilentPage::new();
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| page.send(&held.client));
+        // Also where an assertion fails.
+        let answering = Answering(&page);
+        let deadline = Deadline::seconds(60);
+        deadline.until("the send to need the page", || page.is_asked_for());
+        let adopting = scope.spawn(|| instance.run(&["adopt", "--json"]));
+        deadline.until("adopt to give up", || adopting.is_finished());
+        let ran = adopting.join().expect("adopt");
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains("stayed locked"), "{ran:?}");
+        // It is locked still, and waited for; nothing else is.
+        assert!(!sender.is_finished());
+        for words in [
+            &["status"][..],
+            &["endpoint", "add", "10.0.0.1"],
+            &["upgrade", "--again"],
+        ] {
+            instance.run(words).ok();
+        }
+        instance.disable().ok();
+        instance.enable_more(&[&cgroup], &[]).ok();
+        free.exchange(1);
+        drop(answering);
+        assert_eq!(sender.join().expect("a send"), Ok(4096));
+    });
+    // What was left in the middle does nothing to the instance of now.
+    free.exchange(5);
+    assert_eq!(instance.stats().count("seen"), 0);
+    let (adopted, told) = adopt(&instance);
+    assert_eq!(adopted, 2, "{told}");
+    let before = instance.stats();
+    free.exchange(5);
+    assert_redirected(&before, &instance.stats(), 1);
+    assert_balanced(&instance);
+}
+
+/// Lets go on whoever waits for the page.
+struct Answering<'a>(&'a SilentPage);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.answer();
+    }
 }

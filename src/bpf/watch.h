@@ -101,10 +101,9 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 	}
 	server = sa_side(conn, conn->side[0].role != SA_ROLE_PASSIVE);
 	client = sa_side(conn, conn->side[0].role == SA_ROLE_PASSIVE);
-	reads = sa_judge_side(server, conf);
+	/* Between accept(2) and fcntl(2) some look as if they blocked. */
+	reads = sa_listener_reads_well(server) ? SA_REASON_NONE : sa_judge_side(server, conf);
 	connects = sa_judge_side(client, conf);
-	if (reads == SA_READER_UNKNOWN && sa_listener_reads_well(server))
-		reads = SA_REASON_NONE;
 	if (reads == SA_READER_UNKNOWN || connects == SA_READER_UNKNOWN) {
 		bpf_timer_start(&conn->timer, sa_watch_delay(conn->looks++), 0);
 		return 0;

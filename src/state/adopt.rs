@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
@@ -25,6 +26,7 @@ use crate::maps::layout::{self, Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
 use crate::maps::sockets;
 use crate::outcome::{REASONS, index};
 use crate::sys::bpf;
+use crate::sys::child;
 use crate::sys::pidfd::{self, Process};
 use crate::sys::skel::adopt as skel;
 
@@ -43,6 +45,15 @@ pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
     let instance = Instance::open_to_write(place)?;
     let mut storage = MaybeUninit::uninit();
     let adoption = Adoptions(load(&instance, &mut storage)?);
+    let adopted = look_and_enrol(&instance, &adoption, dry_run);
+    if adopted.is_err() {
+        // A walk may be under way still, and this lock is free from here on.
+        adoption.call_off()?;
+    }
+    adopted
+}
+
+fn look_and_enrol(instance: &Instance, adoption: &Adoptions<'_>, dry_run: bool) -> Result<Adopted> {
     let progs = &adoption.0.progs;
     let namespaces = namespaces_of(&progs.sa_adopt_places)?;
 
@@ -148,6 +159,16 @@ impl Adoptions<'_> {
                 .map_err(|e| Error::bpf("write to map", "sa_adoptions", &e))?;
         }
         Ok(())
+    }
+
+    /// No walk does anything any more, also one that does not come to its end.
+    fn call_off(&self) -> Result<()> {
+        let keys: Vec<Vec<u8>> = self.map().keys().collect();
+        for key in keys {
+            let _ = self.map().delete(&key);
+        }
+        // What it is doing at this moment it does while the lock is held.
+        bpf::grace_period().map_err(|e| Error::os("wait for", "the BPF programs of adopt", e))
     }
 
     /// No walk looks at them any more. Where one is not there, none can.
@@ -297,18 +318,21 @@ fn walk(program: &impl AsFd, netns: &Netns) -> Result<Vec<u8>> {
         None => start(),
         Some(netns) => within(netns, start),
     }
-    .and_then(|mut iterator| {
-        let mut bytes = Vec::new();
-        // After a million of which nothing was written the kernel wants to be asked
-        // again: bpf_seq_read().
-        loop {
-            match iterator.read_to_end(&mut bytes) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done.map(|_| bytes),
-            }
-        }
-    })
-    .map_err(|e| Error::os("walk over", "the sockets of this machine", e))
+    .and_then(|iterator| child::read_within(iterator, PATIENCE))
+    .map_err(|e| Error::os("walk over", "the sockets of this machine", e))?
+    .ok_or_else(stuck)
+}
+
+/// The kernel waits for the lock of each socket; that is a matter of microseconds,
+/// unless its owner is kept in the middle of a send(2) or recv(2).
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn stuck() -> Error {
+    Error::Failed(format!(
+        "a socket stayed locked for {} s: a process is kept in the middle of a send or recv, by memory that does not answer (FUSE, NFS, userfaultfd)\n  \
+         Connections that were not adopted stay on the stack. When that process goes on or has ended, adopt again.",
+        PATIENCE.as_secs()
+    ))
 }
 
 #[cfg(test)]

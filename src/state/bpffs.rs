@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{JoinHandle, spawn};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -65,5 +67,35 @@ pub fn unmount_if_unused(dir: &Path) {
     let used = fs::read_dir(dir).map(|entries| entries.flatten().any(|entry| is_pin(&entry)));
     if matches!(used, Ok(false)) {
         let _ = umount2(dir, MntFlags::UMOUNT_NOFOLLOW);
+    }
+}
+
+/// One that `ensure` mounted, for who may have to take it away again. A thread does
+/// that: it stays in the mount namespace where it was mounted, whatever `tracefs` does.
+#[derive(Debug)]
+pub struct Mount {
+    undo: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Mount {
+    /// Of this directory.
+    pub fn of(dir: &Path) -> Self {
+        let (undo, asked) = channel();
+        let dir = dir.to_owned();
+        let thread = spawn(move || {
+            if asked.recv().is_ok() {
+                unmount_if_unused(&dir);
+            }
+        });
+        Self { undo, thread }
+    }
+
+    /// Unmounts it, if nothing is in it.
+    pub fn undo(self) {
+        if self.undo.send(()).is_ok() {
+            // What it could not do is not to be told before the first failure.
+            let _ = self.thread.join();
+        }
     }
 }

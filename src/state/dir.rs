@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
-use super::bpffs;
+use super::bpffs::{self, Mount};
 use crate::error::{Error, Result, instance_option, on};
 use crate::sys::bpf;
 
@@ -38,8 +38,8 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Lock {
     _flock: Flock<File>,
-    /// Who has it has mounted the bpffs, too.
-    mounted: bool,
+    /// Where who has it has mounted the bpffs, too.
+    mount: Option<Mount>,
 }
 
 impl Place {
@@ -107,23 +107,25 @@ impl Place {
     /// The exclusive lock, for writers. Makes bpffs and the base directory,
     /// and clears away what killed writers left.
     pub fn write(&self) -> Result<Lock> {
-        let mut mounted = false;
-        match self.make_and_lock(&mut mounted) {
-            Ok(lock) => Ok(Lock { mounted, ..lock }),
+        let mut mount = None;
+        match self.make_and_lock(&mut mount) {
+            Ok(lock) => Ok(Lock { mount, ..lock }),
             Err(error) => {
-                if mounted {
+                if let Some(mount) = mount {
                     self.remove_base_if_empty();
+                    mount.undo();
                 }
-                self.unmount_if(mounted);
                 Err(error)
             }
         }
     }
 
-    fn make_and_lock(&self, mounted: &mut bool) -> Result<Lock> {
+    fn make_and_lock(&self, mount: &mut Option<Mount>) -> Result<Lock> {
         loop {
             // Each time: `run` takes away again what it has mounted.
-            *mounted |= bpffs::ensure(&self.bpffs)?;
+            if bpffs::ensure(&self.bpffs)? {
+                *mount = Some(Mount::of(&self.bpffs));
+            }
             let base = self.base();
             // Its lock is not for everybody to hold.
             match fs::DirBuilder::new().mode(0o700).create(&base) {
@@ -183,7 +185,7 @@ impl Place {
         match fs::metadata(&base) {
             Ok(now) if now.ino() == inode => Ok(Lock {
                 _flock: lock,
-                mounted: false,
+                mount: None,
             }),
             Ok(_) => Err(on("lock", &base)(ErrorKind::NotFound.into())),
             Err(e) => Err(on("lock", &base)(e)),
@@ -215,15 +217,14 @@ impl Place {
     /// made goes again, unless there is something else in it.
     pub(super) fn give_up(&self, lock: Lock) {
         self.remove_base_if_empty();
-        let mounted = lock.mounted;
         // A mount in which something is open cannot be taken away.
-        drop(lock);
-        self.unmount_if(mounted);
-    }
-
-    fn unmount_if(&self, mounted: bool) {
-        if mounted {
-            bpffs::unmount_if_unused(&self.bpffs);
+        let Lock {
+            mount,
+            _flock: flock,
+        } = lock;
+        drop(flock);
+        if let Some(mount) = mount {
+            mount.undo();
         }
     }
 

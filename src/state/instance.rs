@@ -3,9 +3,7 @@
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, OpenObject};
@@ -188,16 +186,8 @@ impl Instance {
         tables: &Tables,
     ) -> Result<()> {
         let building = place.building();
-        // A thread of its own: where tracefs is missing it gets a mount namespace, from
-        // which nothing could be unmounted here.
-        let made = thread::scope(|scope| {
-            scope
-                .spawn(|| build(&building, cgroups, settings, tables))
-                .join()
-                .unwrap_or_else(|panic| resume_unwind(panic))
-        });
-        let made =
-            made.and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
+        let made = build(&building, cgroups, settings, tables)
+            .and_then(|()| fs::rename(&building, place.dir()).map_err(on("rename", &building)));
         if let Err(error) = made {
             // The first failure is the one to report.
             let _ = remove_tree(&building);

@@ -107,7 +107,14 @@ impl Temporary {
     /// Enables the instance, which must not exist yet.
     pub fn enable(&mut self, settings: &Settings) -> Result<()> {
         self.mounted = bpffs::ensure(&self.place.bpffs)?;
-        Instance::create(&self.place, &self.cgroup, settings)
+        // A thread of its own: where tracefs is missing it gets a mount namespace,
+        // which the command must not inherit.
+        thread::scope(|scope| {
+            scope
+                .spawn(|| Instance::create(&self.place, &self.cgroup, settings))
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Stops redirecting, moves what still runs in the cgroup to that of `run`

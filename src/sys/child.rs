@@ -1,18 +1,26 @@
-//! A child process that is in a cgroup before it becomes its command.
+//! Child processes: one that is in a cgroup before it becomes its command, and one
+//! that waits in our stead.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::io::Read as _;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{pipe2, write};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, write};
 
 /// Which step failed.
 #[derive(Debug)]
@@ -57,4 +65,76 @@ pub fn spawn_in(command: &mut Command, cgroup: &Path, mask: SigSet) -> Result<Ch
 pub fn wait_for_children() -> Result<(), Errno> {
     // SAFETY: the default action is no handler of ours.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(drop)
+}
+
+/// Reads the file to its end in a child process; `None` when that takes longer. The
+/// kernel may keep the child from ending even then, and this process from it if it
+/// waited itself. To be called by a process that has no other threads.
+pub fn read_within(file: File, limit: Duration) -> io::Result<Option<Vec<u8>>> {
+    let end = Instant::now() + limit;
+    let (told, tell) = pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: there is one thread, so nothing that the child uses is locked or half
+    // written.
+    let child = match unsafe { fork() }? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            drop(told);
+            let code = i32::from(read_and_tell(file, tell).is_err());
+            // SAFETY: ends this process; what the parent has to undo is the parent's.
+            unsafe { libc::_exit(code) }
+        }
+    };
+    drop((file, tell));
+    let mut answer = Vec::new();
+    let mut pipe = File::from(told);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let ready = poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout);
+        match ready {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+            Ok(0) => {
+                // It ends when the kernel lets it.
+                let _ = kill(child, Signal::SIGKILL);
+                return Ok(None);
+            }
+            Ok(_) => {
+                let mut part = [0; 1 << 16];
+                let n = pipe.read(&mut part)?;
+                if n == 0 {
+                    break;
+                }
+                answer.extend_from_slice(&part[..n]);
+            }
+        }
+    }
+    let _ = waitpid(child, None);
+    match answer.split_last_chunk() {
+        Some((bytes, errno)) if *errno == [0; 4] => Ok(Some(bytes.to_vec())),
+        Some((_, errno)) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*errno))),
+        None => Err(io::Error::other("the child that should read it ended")),
+    }
+}
+
+/// What it read, then the errno with which that ended, or 0.
+fn read_and_tell(mut file: File, tell: OwnedFd) -> io::Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    // Who waits for the end of our output waits for the parent's alone.
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    let mut bytes = Vec::new();
+    let errno = loop {
+        match file.read_to_end(&mut bytes) {
+            // After a million objects of which nothing was written the kernel wants to
+            // be asked again: bpf_seq_read().
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => break e.raw_os_error().unwrap_or(libc::EIO),
+            Ok(_) => break 0,
+        }
+    };
+    bytes.extend(errno.to_ne_bytes());
+    File::from(tell).write_all(&bytes)
 }

@@ -4,7 +4,10 @@
 
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
+use std::os::fd::FromRawFd as _;
+use std::os::fd::OwnedFd;
 use std::ptr;
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -124,4 +127,94 @@ pub fn handle_usr1() {
     );
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("sigaction");
+}
+
+/// A page that does not answer: who touches it waits until this is dropped, as with
+/// memory of a file system that hangs.
+#[derive(Debug)]
+pub struct SilentPage {
+    at: *mut libc::c_void,
+    guard: Mutex<Option<OwnedFd>>,
+}
+
+// SAFETY: the page is used by its address only, which the kernel checks.
+unsafe impl Sync for SilentPage {}
+
+const PAGE: usize = 4096;
+
+/// include/uapi/linux/userfaultfd.h
+#[repr(C)]
+struct UffdApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+#[repr(C)]
+struct UffdRegister {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+nix::ioctl_readwrite!(uffd_api, 0xaa, 0x3f, UffdApi);
+nix::ioctl_readwrite!(uffd_register, 0xaa, 0x00, UffdRegister);
+
+impl SilentPage {
+    pub fn new() -> Self {
+        let mut api = UffdApi {
+            api: 0xaa,
+            features: 0,
+            ioctls: 0,
+        };
+        // SAFETY: the new descriptor is nobody else's, the mapping is new, and the
+        // structs are those of the kernel.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
+            let fd = Errno::result(fd).expect("userfaultfd");
+            let guard = OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor"));
+            uffd_api(guard.as_raw_fd(), &raw mut api).expect("UFFDIO_API");
+            let (access, kind) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let at = libc::mmap(ptr::null_mut(), PAGE, access, kind, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED, "mmap");
+            let mut register = UffdRegister {
+                start: at as u64,
+                len: PAGE as u64,
+                mode: 1,
+                ioctls: 0,
+            };
+            uffd_register(guard.as_raw_fd(), &raw mut register).expect("UFFDIO_REGISTER");
+            Self {
+                at,
+                guard: Mutex::new(Some(guard)),
+            }
+        }
+    }
+
+    /// Sends it, which takes as long as it is silent.
+    pub fn send(&self, fd: impl AsFd) -> nix::Result<usize> {
+        // SAFETY: the page is mapped as long as this lives.
+        let n = unsafe { libc::send(fd.as_fd().as_raw_fd(), self.at, PAGE, 0) };
+        Errno::result(n).map(|n| usize::try_from(n).expect("not negative"))
+    }
+
+    /// Whether somebody waits for it.
+    pub fn is_asked_for(&self) -> bool {
+        let guard = self.guard.lock().expect("nobody panics with it");
+        let guard = guard.as_ref().expect("silent");
+        let events = super::deadline::wait_at_most(guard, nix::poll::PollFlags::POLLIN, 0);
+        events.contains(nix::poll::PollFlags::POLLIN)
+    }
+
+    /// It answers: all of it is zero.
+    pub fn answer(&self) {
+        drop(self.guard.lock().expect("nobody panics with it").take());
+    }
+}
+
+impl Drop for SilentPage {
+    fn drop(&mut self) {
+        self.answer();
+        // SAFETY: nobody has a reference into it.
+        unsafe { libc::munmap(self.at, PAGE) };
+    }
 }
