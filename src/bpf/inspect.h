@@ -74,20 +74,21 @@ static __always_inline bool sa_under_pressure(const struct sa_sock *st)
 	return st->pressure && sa_word(st->pressure);
 }
 
-/* Its memory cgroup limits what TCP may have. Only those of version 1 do. */
-static __always_inline const struct mem_cgroup___sa *sa_limit_of(const struct sock___sa *sk)
+/*
+ * The memory cgroup, if it limits what TCP may have, else 0: only those of version 1
+ * do, and of a socket it is known once it is accepted, mem_cgroup_sk_alloc().
+ */
+static __always_inline __u64 sa_limit_of(const struct sock___sa *sk)
 {
 	const struct mem_cgroup___sa *memcg;
 	__u64 addr;
 
 	if (!bpf_core_field_exists(struct sock___sa, sk_memcg) ||
 	    !bpf_core_field_exists(struct mem_cgroup___sa, tcpmem_active))
-		return NULL;
+		return 0;
 	addr = (__u64)sa_load(sk, sk_memcg);
-	if (!addr)
-		return NULL;
 	memcg = sa_cast(addr, mem_cgroup___sa);
-	return sa_load(memcg, tcpmem_active) ? memcg : NULL;
+	return addr && sa_load(memcg, tcpmem_active) ? addr : 0;
 }
 
 /* Cgroups above that are looked at, and pages that others may take meanwhile. */
@@ -99,30 +100,25 @@ static __always_inline const struct mem_cgroup___sa *sa_limit_of(const struct so
  * ENOMEM, where TCP would say EAGAIN. Between the second and the third word of
  * tcp_mem it still gets some.
  */
-__noinline __u32 sa_no_room(__u64 peer_sk, __u32 size)
+__noinline __u32 sa_no_room(__u64 peer_sk, __u64 limit, __u32 size)
 {
 	const struct sock___sa *psk = sa_cast(peer_sk, sock___sa);
 	const struct proto___sa *prot = sa_cast(sa_load(psk, __sk_common.skc_prot), proto___sa);
 	__u64 mem = (__u64)sa_load(prot, sysctl_mem);
-	const struct mem_cgroup___sa *memcg;
-	__u64 counter;
 
 	if (mem && sa_word((__u64)sa_load(prot, memory_allocated)) >
 			   (sa_word(mem + 8) + sa_word(mem + 16)) / 2)
 		return 1;
-	if (!bpf_core_field_exists(struct mem_cgroup___sa, tcpmem))
+	if (!limit || !bpf_core_field_exists(struct mem_cgroup___sa, tcpmem))
 		return 0;
-	memcg = sa_limit_of(psk);
-	if (!memcg)
-		return 0;
-	counter = (__u64)memcg + bpf_core_field_offset(memcg->tcpmem);
-	for (__u32 n = 0; n < SA_LIMIT_LEVELS && counter; n++) {
-		const struct page_counter___sa *pages = sa_cast(counter, page_counter___sa);
+	limit += bpf_core_field_offset(struct mem_cgroup___sa, tcpmem);
+	for (__u32 n = 0; n < SA_LIMIT_LEVELS && limit; n++) {
+		const struct page_counter___sa *pages = sa_cast(limit, page_counter___sa);
 
 		if (sa_load(pages, usage.counter) + (size >> 12) + SA_SPARE_PAGES >
 		    sa_load(pages, max))
 			return 1;
-		counter = (__u64)sa_load(pages, parent);
+		limit = (__u64)sa_load(pages, parent);
 	}
 	return 0;
 }
@@ -230,6 +226,7 @@ static __always_inline bool sa_fit_to_start(struct sa_sock *st, const struct soc
 	st->peer_file = (__u64)sa_load(socket, file);
 	if (!st->peer_file)
 		return false;
+	st->peer_limit = sa_limit_of(psk);
 	sleepers = sa_sleepers(psk);
 	if (sa_sleeps_in_tcp(psk, sleepers))
 		return false;
@@ -289,8 +286,8 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 
 	v->queue_empty = sa_queue_empty(psock);
 	short_of_memory = sa_under_pressure(st);
-	if (short_of_memory || sa_limit_of(psk))
-		v->no_room = sa_no_room(st->peer_sk, v->size);
+	if (short_of_memory || st->peer_limit)
+		v->no_room = sa_no_room(st->peer_sk, st->peer_limit, v->size);
 	v->budget_bytes = conf->budget_bytes;
 	if (!v->queue_empty) {
 		__u32 quarter = (__u32)sa_load(psk, sk_rcvbuf) / 4;

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 4
+#define SA_LAYOUT 5
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -109,6 +109,7 @@ struct sa_sock {
 	__u64 peer_cookie; /* 0 until paired, then immutable */
 	__u64 peer_sk;
 	__u64 peer_file; /* of the peer, while the path is redirect */
+	__u64 peer_limit; /* its memory cgroup if that limits TCP, as long */
 	__u64 peer_st; /* address of the peer's struct sa_sock */
 	__u64 pressure; /* address of the protocol's memory_pressure */
 	__u64 netns_cookie;
@@ -157,7 +158,7 @@ struct sa_sock {
 	__u32 adopted; /* enum sa_adopted */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 304, "layout");
+_Static_assert(sizeof(struct sa_sock) == 312, "layout");
 
 /* Is its connection older than the instance? */
 enum sa_adopted {
@@ -354,7 +355,7 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 waits; /* enum sa_waits */
 };
-_Static_assert(sizeof(struct sa_dump) == 336, "layout");
+_Static_assert(sizeof(struct sa_dump) == 344, "layout");
 
 /* What a draining socket waits for before it can be taken out. */
 enum sa_waits {
@@ -394,7 +395,7 @@ struct sa_adoption {
 	__u32 reason; /* enum sa_reason why it stays as it is, or 0 */
 	__s32 error; /* of the kernel, when it was asked to call sa_sockops */
 };
-_Static_assert(sizeof(struct sa_adoption) == 320, "layout");
+_Static_assert(sizeof(struct sa_adoption) == 328, "layout");
 
 /* One record of sa_events. */
 struct sa_event {

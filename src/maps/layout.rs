@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -95,6 +95,7 @@ pub struct Sock {
     pub peer_cookie: u64,
     pub peer_sk: u64,
     pub peer_file: u64,
+    pub peer_limit: u64,
     pub peer_st: u64,
     pub pressure: u64,
     pub netns_cookie: u64,
@@ -392,12 +393,12 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 304);
-    assert!(size_of::<Dump>() == 336);
+    assert!(size_of::<Sock>() == 312);
+    assert!(size_of::<Dump>() == 344);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
     assert!(size_of::<Place>() == 16);
-    assert!(size_of::<Adoption>() == 320);
+    assert!(size_of::<Adoption>() == 328);
     assert!(size_of::<Audience>() == 16);
     assert!(size_of::<Passed>() == 24);
     assert!(size_of::<Cidr>() == 24);

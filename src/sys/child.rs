@@ -100,7 +100,7 @@ pub fn read_within(file: File, limit: Duration) -> io::Result<Option<Vec<u8>>> {
                 return Ok(None);
             }
             Ok(_) => {
-                let mut part = [0; 1 << 16];
+                let mut part = [0; 1 << 14];
                 let n = pipe.read(&mut part)?;
                 if n == 0 {
                     break;
