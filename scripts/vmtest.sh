@@ -319,11 +319,12 @@ results() {
 		END { for (name in open) print "unfinished", name; if (!done) print "failed", "machine" }'
 }
 
-# Adds the results of a run to those of earlier ones: of each test the last counts.
+# Adds the results of a run to those of earlier ones: of each test the last that
+# came to an end counts.
 keep_results() {
 	touch "$2"
-	awk 'FILENAME == ARGV[1] { new[$2]; print; next }
-		!($2 in new) && $2 != "machine" && $2 != "kernel:"' "$1" "$2" >"$work/all"
+	awk '$1 == "unfinished" || $2 == "machine" || $2 == "kernel:" { next }
+		!seen[$2]++' "$1" "$2" >"$work/all"
 	sort -k 2 "$work/all" >"$2"
 }
 

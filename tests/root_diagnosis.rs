@@ -19,6 +19,7 @@ use serde_json::Value;
 use common::cgroup::Cgroup;
 use common::cgroup::mount;
 use common::deadline::Deadline;
+use common::deadline::PATIENCE;
 use common::instance::Ran;
 use common::instance::sockaccel;
 use common::netns::Netns;
@@ -73,7 +74,7 @@ fn traces(pid: u32) -> Vec<String> {
 
 fn start(args: &[&str]) -> Child {
     Command::new(BINARY)
-        .args(["doctor", "--timeout", "30"])
+        .args(["doctor", "--timeout", &(30 * *PATIENCE).to_string()])
         .args(args)
         .env_remove("SOCKACCEL_ALLOW")
         .stdout(Stdio::piped())

@@ -723,6 +723,7 @@ fn a_table_full_of_remote_connections_makes_room_for_a_local_pair() {
     let then = assert_balanced(&instance);
     let room = then.by_reason("ejected", "no_local_peer") > 0;
     assert!(room || then.redirected_bytes() == 0, "{}", then.0);
+    drop(early);
 
     for pair in &idle {
         one_way(&pair.client, &pair.server);

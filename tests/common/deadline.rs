@@ -14,7 +14,8 @@ use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
 
-static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
+/// How many times as long.
+pub static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
     env::var("SOCKACCEL_TEST_PATIENCE").map_or(1, |n| n.parse().expect("a number"))
 });
 
