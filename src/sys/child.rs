@@ -85,7 +85,7 @@ pub fn read_within(file: File, limit: Duration) -> io::Result<Option<Vec<u8>>> {
         }
     };
     drop((file, tell));
-    let mut answer = Vec::new();
+    let (mut answer, mut part) = (Vec::new(), vec![0; 1 << 16]);
     let mut pipe = File::from(told);
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -100,7 +100,6 @@ pub fn read_within(file: File, limit: Duration) -> io::Result<Option<Vec<u8>>> {
                 return Ok(None);
             }
             Ok(_) => {
-                let mut part = [0; 1 << 14];
                 let n = pipe.read(&mut part)?;
                 if n == 0 {
                     break;

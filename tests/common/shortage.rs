@@ -14,27 +14,15 @@ pub enum Shortage {
     /// Those that this process and its children make, by a memory cgroup of
     /// version 1.
     Cgroup { own: PathBuf, home: PathBuf },
-    /// Those of the machine, which must be ours alone: `tcp_mem`.
-    Machine { before: String },
     /// Nobody can be limited here.
     None,
 }
 
-const TCP_MEM: &str = "/proc/sys/net/ipv4/tcp_mem";
 const LIMIT: &str = "memory.kmem.tcp.limit_in_bytes";
 
 impl Shortage {
-    /// `tcp_mem` where `SOCKACCEL_TEST_OWN_MACHINE` says that nobody else is there, as
-    /// in the machines of scripts/vmtest.sh.
     pub fn new(bytes: u64) -> Self {
         super::require_root();
-        if std::env::var_os("SOCKACCEL_TEST_OWN_MACHINE").is_some() {
-            let before = fs::read_to_string(TCP_MEM).expect(TCP_MEM);
-            let pages = bytes / 4096;
-            let text = format!("{} {} {pages}", pages / 2, pages * 3 / 4);
-            fs::write(TCP_MEM, text).expect(TCP_MEM);
-            return Self::Machine { before };
-        }
         let Some((mount, home)) = hierarchy() else {
             return Self::None;
         };
@@ -56,7 +44,6 @@ impl Shortage {
     pub fn lift(&self) {
         match self {
             Self::Cgroup { own, .. } => fs::write(own.join(LIMIT), "-1").expect(LIMIT),
-            Self::Machine { before } => fs::write(TCP_MEM, before).expect(TCP_MEM),
             Self::None => {}
         }
     }
@@ -65,7 +52,6 @@ impl Shortage {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Cgroup { .. } => "a memory cgroup",
-            Self::Machine { .. } => "tcp_mem",
             Self::None => "nothing",
         }
     }
@@ -75,7 +61,6 @@ impl Drop for Shortage {
     fn drop(&mut self) {
         match self {
             Self::None => {}
-            Self::Machine { before } => fs::write(TCP_MEM, before).expect(TCP_MEM),
             Self::Cgroup { own, home } => {
                 enter(home).expect("back home");
                 for _ in 0..100 {
