@@ -2,8 +2,8 @@
 //!
 //! Before 929e30f93125 it counts only what came by TCP, then only redirected
 //! bytes, and since 04af4efde58a both. The two went into several stable series, so
-//! the kernel is asked, on a connection of our own: in this network namespace, or, where the
-//! loopback interface is down or filtered, in a new one.
+//! the kernel is asked, on a connection of our own: in this network namespace, or,
+//! where the loopback interface is down or filtered, in a new one.
 
 use std::fmt;
 use std::io;
