@@ -23,7 +23,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)
 max-width:1200px;margin:2em auto;padding:0 1em}\
 h2{margin-top:2em}figure{display:inline-block;width:min(100%,580px);margin:0 0 1em}\
 figcaption{font-weight:600}svg{width:100%;height:auto}\
-svg text{fill:var(--ink)}\
+svg text{fill:var(--ink)}svg polyline[stroke='#000000']{stroke:var(--ink)}\
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}\
 td,th{padding:.15em .6em;text-align:right;border-bottom:1px solid var(--faint)}\
 td:first-child,td:nth-child(2),th:first-child,th:nth-child(2){text-align:left;white-space:nowrap}\

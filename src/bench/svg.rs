@@ -1,5 +1,5 @@
 //! Two kinds of plot as SVG text: grouped bars, and lines over logarithmic
-//! axes. The page decides on the colour of the text.
+//! axes. The page decides on the colour of texts and of intervals, black here.
 
 use std::io;
 
@@ -128,7 +128,7 @@ fn draw_bars(area: &Area, unit: &str, groups: &[Group]) -> Drawn {
             chart.draw_series([Rectangle::new([(left, 0.0), (right, bar.value)], style)])?;
             chart.draw_series([PathElement::new(
                 [(middle, low), (middle, high)],
-                GREY.stroke_width(2),
+                BLACK.stroke_width(2),
             )])?;
         }
     }
