@@ -124,8 +124,11 @@ fn assert_report(path: &Path, printed: &Value) {
             let caption = figure.descendants().find_map(|node| {
                 (node.tag_name().name() == "figcaption").then(|| node.text().unwrap_or_default())
             });
-            let marks =
-                |node: &roxmltree::Node| matches!(node.tag_name().name(), "rect" | "circle");
+            // The legend's frame is a rectangle that is not seen.
+            let marks = |node: &roxmltree::Node| {
+                matches!(node.tag_name().name(), "rect" | "circle")
+                    && node.attribute("opacity") != Some("0")
+            };
             let marks = figure.descendants().filter(marks).count();
             (caption.expect("a caption").to_owned(), marks)
         })

@@ -13,7 +13,7 @@ use super::document::Document;
 use super::options::{Cores, Mode, Nagle, Place, Workload};
 use super::result::{self, CellResult, ModeResult, Round};
 use super::stats::Summary;
-use super::svg::{self, Bar, Group, Line, escape};
+use super::svg::{self, Bar, Group, Line};
 use super::table;
 
 const STYLE: &str = "\
@@ -23,17 +23,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)
 max-width:1200px;margin:2em auto;padding:0 1em}\
 h2{margin-top:2em}figure{display:inline-block;width:min(100%,580px);margin:0 0 1em}\
 figcaption{font-weight:600}svg{width:100%;height:auto}\
-svg text{fill:var(--ink);font:11px system-ui,sans-serif}\
-.tick{text-anchor:end}.label{text-anchor:middle}.rule{stroke:var(--faint)}\
-.interval{stroke:var(--ink);stroke-width:1.2}\
-polyline{fill:none;stroke-width:2}.key{stroke-width:4}.dashed{stroke-dasharray:5 4}\
-.tcp{fill:#6b7280;stroke:#6b7280}.tcp-again{fill:#a8b0bd;stroke:#a8b0bd}\
-.sockaccel{fill:#2f6fed;stroke:#2f6fed}.variant{fill:#8b5cf6;stroke:#8b5cf6}\
-.textbook{fill:#d97706;stroke:#d97706}.unix{fill:#0f9d76;stroke:#0f9d76}\
-.to-remote{fill:#db2777;stroke:#db2777}.from-remote{fill:#0891b2;stroke:#0891b2}\
-polyline.tcp,polyline.tcp-again,polyline.sockaccel,polyline.variant,polyline.textbook,\
-polyline.unix,polyline.to-remote,polyline.from-remote{fill:none}\
-.hollow{fill:var(--paper);stroke-width:1.5;stroke-dasharray:3 2}\
+svg text{fill:var(--ink)}svg polyline[stroke='#000000']{stroke:var(--ink)}\
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}\
 td,th{padding:.15em .6em;text-align:right;border-bottom:1px solid var(--faint)}\
 td:first-child,td:nth-child(2),th:first-child,th:nth-child(2){text-align:left;white-space:nowrap}\
@@ -57,8 +47,9 @@ pub fn check(path: &Path) -> Result<(), Error> {
 pub fn write(path: &Path, document: &Document) -> Result<(), Error> {
     let raw = raw_path(path);
     let json = serde_json::to_string(document).unwrap_or_default();
-    for (path, text) in [(path, page(document, &raw)), (&raw, json)] {
-        fs::write(path, text).map_err(|err| Error::Write(path.display().to_string(), err))?;
+    for (path, text) in [(path, page(document, &raw)), (&raw, Ok(json))] {
+        text.and_then(|text| fs::write(path, text))
+            .map_err(|err| Error::Write(path.display().to_string(), err))?;
     }
     Ok(())
 }
@@ -68,6 +59,24 @@ fn raw_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".json");
     name.into()
+}
+
+/// Text that means itself in HTML.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            // XML has no way to write the other control characters.
+            c if c.is_control() && !matches!(c, '\n' | '\t') => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// What a section is about: everything that its plots have in common.
@@ -110,7 +119,7 @@ impl Scene {
     }
 }
 
-fn page(document: &Document, raw: &Path) -> String {
+fn page(document: &Document, raw: &Path) -> io::Result<String> {
     let mut page = String::from("<!DOCTYPE html>\n");
     let _ = write!(
         page,
@@ -138,14 +147,14 @@ fn page(document: &Document, raw: &Path) -> String {
             "<details{open}><summary><h2 style=\"display:inline\">{}</h2></summary>",
             escape(&scene.title())
         );
-        plots(&mut page, &cells);
+        plots(&mut page, &cells)?;
         cells_table(&mut page, &cells);
         page.push_str("</details>");
     }
     targets(&mut page, document);
     left_out(&mut page, document);
     page.push_str("</body></html>\n");
-    page
+    Ok(page)
 }
 
 fn head(page: &mut String, document: &Document, raw: &Path) {
@@ -203,7 +212,7 @@ fn figure(page: &mut String, title: &str, plot: &str) {
 }
 
 /// The plots of one scene, each where there is something to see.
-fn plots(page: &mut String, cells: &[&CellResult]) {
+fn plots(page: &mut String, cells: &[&CellResult]) -> io::Result<()> {
     let workload = |wanted: Workload| -> Vec<&CellResult> {
         let of = cells.iter().copied();
         of.filter(|cell| cell.cell.workload == wanted).collect()
@@ -214,25 +223,25 @@ fn plots(page: &mut String, cells: &[&CellResult]) {
         Workload::ConnectRequestClose,
     ] {
         let of = one_nagle(&workload(asked));
-        bars(page, asked, "requests/s", &of, |round| Some(round.rate));
+        bars(page, asked, "requests/s", &of, |round| Some(round.rate))?;
     }
     for sent in [Workload::Stream, Workload::SlowReader] {
         let of = one_nagle(&workload(sent));
         let rate = |round: &Round| Some(round.bytes_per_second);
-        bars(page, sent, "bytes/s", &of, rate);
+        bars(page, sent, "bytes/s", &of, rate)?;
     }
     for asked in [Workload::RequestResponse, Workload::Pipelined] {
         let of = one_nagle(&workload(asked));
         let p50 = |round: &Round| Some(round.latency_us?.p50);
         let p99 = |round: &Round| Some(round.latency_us?.p99);
-        bars(page, asked, "median latency, microseconds", &of, p50);
-        bars(page, asked, "99th percentile, microseconds", &of, p99);
+        bars(page, asked, "median latency, microseconds", &of, p50)?;
+        bars(page, asked, "99th percentile, microseconds", &of, p99)?;
     }
     for sent in [Workload::Stream, Workload::Pipelined] {
-        throughput_against_size(page, sent, &workload(sent));
+        throughput_against_size(page, sent, &workload(sent))?;
     }
     let asked = Workload::RequestResponse;
-    latency_against_size(page, asked, &one_nagle(&workload(asked)));
+    latency_against_size(page, asked, &one_nagle(&workload(asked)))
 }
 
 /// Those without Nagle, or where there are none those with it.
@@ -253,11 +262,8 @@ fn hollow(mode: &ModeResult) -> bool {
     promises && matches!(mode.path, Some(result::Path::Mixed | result::Path::Stack))
 }
 
-fn name(mode: &ModeResult) -> String {
-    match mode.path {
-        Some(path) if hollow(mode) => format!("{} ({})", mode.mode, path.name()),
-        _ => mode.mode.name().to_owned(),
-    }
+fn size(cell: &CellResult) -> f64 {
+    super::sample::float(cell.cell.size as u64)
 }
 
 fn summary(mode: &ModeResult, value: impl Fn(&Round) -> Option<f64>) -> Option<Summary> {
@@ -272,19 +278,18 @@ fn bars(
     unit: &str,
     cells: &[&CellResult],
     value: impl Fn(&Round) -> Option<f64> + Copy,
-) {
+) -> io::Result<()> {
     let groups: Vec<Group> = cells
         .iter()
         .map(|cell| Group {
-            label: format!("{} B", cell.cell.size),
+            size: size(cell),
             bars: cell
                 .modes
                 .iter()
                 .filter_map(|mode| {
                     let of = summary(mode, value)?;
                     Some(Bar {
-                        class: mode.mode.name(),
-                        name: name(mode),
+                        mode: mode.mode,
                         value: of.median,
                         interval: (of.low, of.high),
                         hollow: hollow(mode),
@@ -295,10 +300,11 @@ fn bars(
         .filter(|group| !group.bars.is_empty())
         .collect();
     if groups.is_empty() {
-        return;
+        return Ok(());
     }
     let title = format!("{}: {unit}", workload.title());
-    figure(page, &title, &svg::bars(&title, unit, &groups));
+    figure(page, &title, &svg::bars(unit, &groups)?);
+    Ok(())
 }
 
 /// A line for each mode in these cells.
@@ -319,13 +325,12 @@ fn mode_lines(
         .map(|mode| {
             let points = cells.iter().filter_map(|cell| {
                 let of = cell.mode(mode)?;
-                let size = super::sample::float(cell.cell.size as u64);
-                Some((size, summary(of, value)?.median, hollow(of)))
+                Some((size(cell), summary(of, value)?.median, hollow(of)))
             });
             let mut points: Vec<(f64, f64, bool)> = points.collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             Line {
-                class: mode.name(),
+                mode,
                 name: format!("{mode}{suffix}"),
                 dashed,
                 points,
@@ -335,7 +340,11 @@ fn mode_lines(
         .collect()
 }
 
-fn throughput_against_size(page: &mut String, workload: Workload, cells: &[&CellResult]) {
+fn throughput_against_size(
+    page: &mut String,
+    workload: Workload,
+    cells: &[&CellResult],
+) -> io::Result<()> {
     let mut lines = Vec::new();
     for (nagle, suffix) in [(Nagle::Off, ", Nagle off"), (Nagle::On, ", Nagle on")] {
         let of: Vec<&CellResult> = cells
@@ -351,10 +360,14 @@ fn throughput_against_size(page: &mut String, workload: Workload, cells: &[&Cell
         &format!("{}: throughput", workload.title()),
         "bytes/s",
         &lines,
-    );
+    )
 }
 
-fn latency_against_size(page: &mut String, workload: Workload, cells: &[&CellResult]) {
+fn latency_against_size(
+    page: &mut String,
+    workload: Workload,
+    cells: &[&CellResult],
+) -> io::Result<()> {
     let p50 = |round: &Round| Some(round.latency_us?.p50);
     let p99 = |round: &Round| Some(round.latency_us?.p99);
     let mut lines = mode_lines(cells, ", median", false, p50);
@@ -364,16 +377,17 @@ fn latency_against_size(page: &mut String, workload: Workload, cells: &[&CellRes
         &format!("{}: latency", workload.title()),
         "microseconds",
         &lines,
-    );
+    )
 }
 
 /// Only where there are two sizes to connect.
-fn against_size(page: &mut String, what: &str, unit: &str, lines: &[Line]) {
+fn against_size(page: &mut String, what: &str, unit: &str, lines: &[Line]) -> io::Result<()> {
     if lines.iter().all(|line| line.points.len() < 2) {
-        return;
+        return Ok(());
     }
     let title = format!("{what} against message size");
-    figure(page, &title, &svg::lines(&title, unit, lines));
+    figure(page, &title, &svg::lines(unit, lines)?);
+    Ok(())
 }
 
 fn cells_table(page: &mut String, cells: &[&CellResult]) {
@@ -436,4 +450,17 @@ fn left_out(page: &mut String, document: &Document) {
         let _ = write!(page, "<li>{}</li>", escape(&cell.to_string()));
     }
     page.push_str("</ul>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn what_means_something_to_html_is_escaped() {
+        assert_eq!(
+            escape("<a href=\"x\">'&'</a>\u{1}"),
+            "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;&lt;/a&gt;\u{fffd}"
+        );
+    }
 }

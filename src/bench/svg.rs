@@ -1,17 +1,21 @@
 //! Two kinds of plot as SVG text: grouped bars, and lines over logarithmic
-//! axes. Written by hand: a plotting library would bring font handling and
-//! raster code for what is a few hundred rectangles and lines, and no hover
-//! texts or dark colours.
+//! axes. The page decides on the colour of texts and of intervals, black here.
 
-use std::fmt::Write as _;
+use std::io;
+
+use plotters::coord::Shift;
+use plotters::data::float::FloatPrettyPrinter;
+use plotters::element::DashedPathElement;
+use plotters::prelude::*;
+
+use super::options::Mode;
+use super::sample::float;
 
 /// One bar, or a gap.
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// Class that colours it.
-    pub class: &'static str,
-    /// What it is, for the hover text.
-    pub name: String,
+    /// What was measured.
+    pub mode: Mode,
     /// Its height.
     pub value: f64,
     /// Ends of the interval around it.
@@ -20,11 +24,11 @@ pub struct Bar {
     pub hollow: bool,
 }
 
-/// Bars side by side over one label.
+/// Bars side by side over one size of message.
 #[derive(Debug, Clone)]
 pub struct Group {
-    /// The label.
-    pub label: String,
+    /// The size.
+    pub size: f64,
     /// The bars.
     pub bars: Vec<Bar>,
 }
@@ -32,8 +36,8 @@ pub struct Group {
 /// One line.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// Class that colours it.
-    pub class: &'static str,
+    /// What was measured.
+    pub mode: Mode,
     /// What it is.
     pub name: String,
     /// Dashed.
@@ -42,289 +46,202 @@ pub struct Line {
     pub points: Vec<(f64, f64, bool)>,
 }
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 10.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 44.0;
-/// Height of a line of the legend.
-const LEGEND: f64 = 18.0;
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// Text that means itself in HTML and SVG.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            // XML has no way to write the other control characters.
-            c if c.is_control() && !matches!(c, '\n' | '\t') => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
+const SIZE: (u32, u32) = (640, 320);
+const FONT: (&str, u32) = ("sans-serif", 13);
+/// Room for the legend, on the right.
+const LEGEND: u32 = 180;
+/// To be seen on white and on black.
+const GREY: RGBColor = RGBColor(128, 128, 128);
+/// Length of a dash and of the gap after it.
+const DASH: (u32, u32) = (6, 4);
 
 /// A plot of grouped bars, from 0 up.
-pub fn bars(title: &str, unit: &str, groups: &[Group]) -> String {
-    let all = groups.iter().flat_map(|group| &group.bars);
-    let top = all
-        .clone()
-        .map(|bar| bar.value.max(bar.interval.1))
-        .fold(0.0, f64::max);
-    let scale = Linear::up_to(top);
-    let mut names: Vec<(&str, &str, bool)> = Vec::new();
-    for bar in all {
-        if !names.iter().any(|(class, ..)| *class == bar.class) {
-            names.push((bar.class, bar.class, false));
+pub fn bars(unit: &str, groups: &[Group]) -> io::Result<String> {
+    let mut key: Vec<(Mode, String, bool)> = Vec::new();
+    for bar in groups.iter().flat_map(|group| &group.bars) {
+        if !key.iter().any(|(mode, ..)| *mode == bar.mode) {
+            key.push((bar.mode, bar.mode.name().to_owned(), false));
         }
     }
-    let mut plot = Plot::new(title, unit, &names);
-    for tick in scale.ticks() {
-        plot.rule(scale.y(tick), &scaled(tick));
-    }
-    let room = (WIDTH - LEFT - RIGHT) / count(groups.len().max(1));
-    for (n, group) in groups.iter().enumerate() {
-        let start = LEFT + room * count(n);
-        plot.label(start + room / 2.0, &group.label);
-        let width = room * 0.8 / count(group.bars.len().max(1));
-        for (m, bar) in group.bars.iter().enumerate() {
-            let left = start + room * 0.1 + width * count(m);
-            plot.bar(bar, &group.label, unit, (left, width), &scale);
-        }
-    }
-    plot.end()
+    plot(&key, |area| draw_bars(area, unit, groups))
 }
 
 /// A plot of lines over two logarithmic axes; the abscissa counts bytes.
-pub fn lines(title: &str, unit: &str, lines: &[Line]) -> String {
-    let points = || lines.iter().flat_map(|line| &line.points);
-    let x = Logarithmic::over(points().map(|point| point.0), 2.0, (LEFT, WIDTH - RIGHT));
-    let y = Logarithmic::over(points().map(|point| point.1), 10.0, (HEIGHT - BOTTOM, TOP));
-    let names: Vec<(&str, &str, bool)> = lines
+pub fn lines(unit: &str, lines: &[Line]) -> io::Result<String> {
+    let key: Vec<(Mode, String, bool)> = lines
         .iter()
-        .map(|line| (line.class, line.name.as_str(), line.dashed))
+        .map(|line| (line.mode, line.name.clone(), line.dashed))
         .collect();
-    let mut plot = Plot::new(title, unit, &names);
-    for tick in y.ticks() {
-        plot.rule(y.at(tick), &scaled(tick));
-    }
-    let mut labelled: Vec<f64> = points().map(|point| point.0).collect();
-    labelled.sort_by(f64::total_cmp);
-    labelled.dedup();
-    for size in labelled {
-        plot.label(x.at(size), &bytes(size));
-    }
-    for line in lines {
-        plot.line(line, unit, |(size, value)| (x.at(size), y.at(value)));
-    }
-    plot.end()
+    plot(&key, |area| draw_lines(area, unit, lines))
 }
 
-/// A linear axis from 0, upwards.
-struct Linear {
-    top: f64,
-    step: f64,
+fn plot(key: &[(Mode, String, bool)], draw: impl FnOnce(&Area) -> Drawn) -> io::Result<String> {
+    let mut text = String::new();
+    let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+    let (left, right) = root.split_horizontally(SIZE.0 - LEGEND);
+    draw(&left)
+        .and_then(|()| legend(&right, key))
+        .and_then(|()| Ok(root.present()?))
+        .map_err(io::Error::other)?;
+    drop((left, right, root));
+    Ok(text)
 }
 
-impl Linear {
-    fn up_to(top: f64) -> Self {
-        let top = if top > 0.0 { top } else { 1.0 };
-        let magnitude = 10_f64.powf((top / 5.0).log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0]
-            .into_iter()
-            .map(|n| n * magnitude)
-            .find(|step| top / step <= 6.0)
-            .unwrap_or(top);
-        Self {
-            top: (top / step).ceil() * step,
-            step,
+fn draw_bars(area: &Area, unit: &str, groups: &[Group]) -> Drawn {
+    let all = groups.iter().flat_map(|group| &group.bars);
+    let top = all.fold(0.0, |top, bar| bar.value.max(bar.interval.1).max(top));
+    let top = if top > 0.0 { top * 1.05 } else { 1.0 };
+    let room = groups.len().max(1);
+    // The middle of a group is a whole number, and only these have labels.
+    let mut chart = builder(area).build_cartesian_2d(-0.5..count(room) - 0.5, 0.0..top)?;
+    let label = |x: f64| {
+        let mut of = groups.iter().enumerate();
+        let of = of.find(|(n, _)| (count(*n) - x).abs() < 0.01);
+        of.map_or(String::new(), |(_, group)| bytes(group.size))
+    };
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .max_light_lines(0)
+        .y_labels(7)
+        .bold_line_style(GREY.mix(0.4))
+        .axis_style(GREY)
+        .label_style(FONT)
+        .x_desc("message size, bytes")
+        .y_desc(unit)
+        .x_labels(2 * room + 2)
+        .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
+        .x_label_formatter(&|x| label(*x))
+        .y_label_formatter(&|y| scaled(*y))
+        .draw()?;
+    for (n, group) in groups.iter().enumerate() {
+        let width = 0.8 / count(group.bars.len());
+        for (m, bar) in group.bars.iter().enumerate() {
+            let left = count(n) - 0.4 + width * count(m);
+            let right = left + width * 0.9;
+            let style = style(bar.mode, bar.hollow);
+            let (low, high) = bar.interval;
+            let middle = f64::midpoint(left, right);
+            chart.draw_series([Rectangle::new([(left, 0.0), (right, bar.value)], style)])?;
+            chart.draw_series([PathElement::new(
+                [(middle, low), (middle, high)],
+                BLACK.stroke_width(2),
+            )])?;
         }
     }
-
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let step = self.step;
-        let top = self.top * 1.001;
-        (0..=6_u32)
-            .map(move |n| f64::from(n) * step)
-            .take_while(move |tick| *tick <= top)
-    }
-
-    fn y(&self, value: f64) -> f64 {
-        (HEIGHT - BOTTOM) - (HEIGHT - BOTTOM - TOP) * (value / self.top).clamp(0.0, 1.0)
-    }
+    Ok(())
 }
 
-/// A logarithmic axis that covers these values.
-struct Logarithmic {
-    low: f64,
-    high: f64,
-    ends: (f64, f64),
-}
-
-impl Logarithmic {
-    fn over(values: impl Iterator<Item = f64> + Clone, base: f64, ends: (f64, f64)) -> Self {
-        let values = values.filter(|value| *value > 0.0);
-        let low = values.clone().fold(f64::INFINITY, f64::min);
-        let high = values.fold(0.0, f64::max);
-        let (low, high) = if low <= high { (low, high) } else { (1.0, 1.0) };
+fn draw_lines(area: &Area, unit: &str, lines: &[Line]) -> Drawn {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let mut sizes: Vec<f64> = points().map(|point| point.0).collect();
+    sizes.sort_by(f64::total_cmp);
+    sizes.dedup();
+    let (narrow, wide) = ends(sizes.iter().copied());
+    // Whole decades, each of which has a tick.
+    let (low, high) = ends(points().map(|point| point.1));
+    let low = 10_f64.powf(low.log10().floor());
+    let high = 10_f64.powf(high.log10().ceil()).max(low * 10.0);
+    let mut chart = builder(area).build_cartesian_2d(
         // A little beyond, that points do not sit on the frame.
-        let margin = base.powf(0.25);
-        Self {
-            low: low / margin,
-            high: high * margin,
-            ends,
-        }
-    }
-
-    fn at(&self, value: f64) -> f64 {
-        let part = (value.max(self.low) / self.low).ln() / (self.high / self.low).ln();
-        self.ends.0 + (self.ends.1 - self.ends.0) * part
-    }
-
-    /// Powers of ten; where few fit, twice and five times these, too.
-    fn ticks(&self) -> Vec<f64> {
-        let decades = (self.high / self.low).log10();
-        let steps: &[f64] = if decades < 3.0 {
-            &[1.0, 2.0, 5.0]
+        (narrow / 1.3..wide * 1.3)
+            .log_scale()
+            .with_key_points(sizes),
+        // Ten times the tenth power can be a little less than the eleventh.
+        (low * 0.999..high * 1.001).log_scale(),
+    )?;
+    chart
+        .configure_mesh()
+        .max_light_lines(0)
+        .y_labels(7)
+        .bold_line_style(GREY.mix(0.4))
+        .axis_style(GREY)
+        .label_style(FONT)
+        .x_desc("message size, bytes")
+        .y_desc(unit)
+        .x_label_formatter(&|x| bytes(*x))
+        .y_label_formatter(&|y| scaled(*y))
+        .draw()?;
+    for line in lines {
+        let path = line.points.iter().map(|&(x, y, _)| (x, y.max(low)));
+        let stroke = colour(line.mode).stroke_width(2);
+        if line.dashed {
+            chart.draw_series(DashedLineSeries::new(path, DASH.0, DASH.1, stroke))?;
         } else {
-            &[1.0]
-        };
-        let first = self.low.log10().floor();
-        (0..16_u32)
-            .flat_map(|n| {
-                let decade = 10_f64.powf(first + f64::from(n));
-                steps.iter().map(move |step| step * decade)
-            })
-            .filter(|tick| (self.low..=self.high).contains(tick))
-            .collect()
+            chart.draw_series(LineSeries::new(path, stroke))?;
+        }
+        chart.draw_series(
+            line.points
+                .iter()
+                .map(|&(x, y, hollow)| Circle::new((x, y.max(low)), 4, style(line.mode, hollow))),
+        )?;
+    }
+    Ok(())
+}
+
+fn builder<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .margin(8)
+        .x_label_area_size(40)
+        .y_label_area_size(60);
+    builder
+}
+
+/// A chart of nothing but names.
+fn legend(area: &Area, key: &[(Mode, String, bool)]) -> Drawn {
+    let mut chart = ChartBuilder::on(area).build_cartesian_2d(0..1, 0..1)?;
+    for (mode, name, dashed) in key {
+        let (stroke, dashed) = (colour(*mode).stroke_width(4), *dashed);
+        chart
+            .draw_series(std::iter::empty::<Circle<(i32, i32), u32>>())?
+            .label(name)
+            .legend(move |(x, y)| {
+                let gap = if dashed { DASH.1 } else { 0 };
+                DashedPathElement::new([(x, y), (x + 20, y)], DASH.0, gap, stroke)
+            });
+    }
+    chart
+        .configure_series_labels()
+        .label_font(FONT)
+        .position(SeriesLabelPosition::UpperLeft)
+        .draw()?;
+    Ok(())
+}
+
+/// The same on every plot.
+fn colour(mode: Mode) -> RGBColor {
+    match mode {
+        Mode::Tcp => RGBColor(107, 114, 128),
+        Mode::TcpAgain => RGBColor(168, 176, 189),
+        Mode::Sockaccel => RGBColor(47, 111, 237),
+        Mode::Variant => RGBColor(139, 92, 246),
+        Mode::Textbook => RGBColor(217, 119, 6),
+        Mode::Unix => RGBColor(15, 157, 118),
+        Mode::ToRemote => RGBColor(219, 39, 119),
+        Mode::FromRemote => RGBColor(8, 145, 178),
     }
 }
 
-struct Plot(String);
+fn style(mode: Mode, hollow: bool) -> ShapeStyle {
+    let stroke = colour(mode).stroke_width(2);
+    if hollow { stroke } else { stroke.filled() }
+}
 
-impl Plot {
-    /// Legend below; names are class, text and whether the line is dashed.
-    fn new(title: &str, unit: &str, names: &[(&str, &str, bool)]) -> Self {
-        let columns = 3;
-        let rows = names.len().div_ceil(columns);
-        let height = HEIGHT + LEGEND * count(rows) + 4.0;
-        let mut text = String::new();
-        let _ = write!(
-            text,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH:.0} {height:.0}\" \
-             role=\"img\" aria-label=\"{0}\"><title>{0}</title>",
-            escape(title)
-        );
-        for (n, (class, name, dashed)) in names.iter().enumerate() {
-            let x = LEFT + (WIDTH - LEFT) / count(columns) * count(n % columns);
-            let y = HEIGHT + LEGEND * count(n / columns) + 8.0;
-            let dash = if *dashed { " dashed" } else { "" };
-            let _ = write!(
-                text,
-                "<line class=\"{class}{dash} key\" x1=\"{x:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" \
-                 y2=\"{y:.1}\"/><text class=\"name\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                x + 22.0,
-                x + 28.0,
-                y + 4.0,
-                escape(name)
-            );
-        }
-        let _ = write!(
-            text,
-            "<text class=\"unit\" x=\"4\" y=\"{:.1}\" transform=\"rotate(-90 12 {1:.1})\">{2}</text>",
-            HEIGHT - BOTTOM,
-            HEIGHT - BOTTOM,
-            escape(unit)
-        );
-        Self(text)
-    }
+fn count(n: usize) -> f64 {
+    float(n as u64)
+}
 
-    fn rule(&mut self, y: f64, text: &str) {
-        let _ = write!(
-            self.0,
-            "<line class=\"rule\" x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\"/>\
-             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
-            y + 4.0,
-            escape(text)
-        );
-    }
-
-    fn label(&mut self, x: f64, text: &str) {
-        let _ = write!(
-            self.0,
-            "<text class=\"label\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
-            HEIGHT - BOTTOM + 18.0,
-            escape(text)
-        );
-    }
-
-    fn bar(&mut self, bar: &Bar, label: &str, unit: &str, at: (f64, f64), scale: &Linear) {
-        let (left, width) = at;
-        let top = scale.y(bar.value);
-        let hollow = if bar.hollow { " hollow" } else { "" };
-        let (low, high) = bar.interval;
-        let middle = left + width / 2.0;
-        let _ = write!(
-            self.0,
-            "<g><title>{}</title><rect class=\"{}{hollow}\" x=\"{left:.1}\" y=\"{top:.1}\" \
-             width=\"{:.1}\" height=\"{:.1}\"/><line class=\"interval\" x1=\"{middle:.1}\" \
-             y1=\"{:.1}\" x2=\"{middle:.1}\" y2=\"{:.1}\"/></g>",
-            escape(&format!(
-                "{}, {label}: {} {unit} ({} - {})",
-                bar.name,
-                scaled(bar.value),
-                scaled(low),
-                scaled(high)
-            )),
-            bar.class,
-            width * 0.92,
-            (HEIGHT - BOTTOM - top).max(0.0),
-            scale.y(low),
-            scale.y(high)
-        );
-    }
-
-    fn line(&mut self, line: &Line, unit: &str, to: impl Fn((f64, f64)) -> (f64, f64)) {
-        let dash = if line.dashed { " dashed" } else { "" };
-        let places: Vec<(f64, f64)> = line.points.iter().map(|&(x, y, _)| to((x, y))).collect();
-        let path: Vec<String> = places
-            .iter()
-            .map(|(x, y)| format!("{x:.1},{y:.1}"))
-            .collect();
-        let _ = write!(
-            self.0,
-            "<polyline class=\"{}{dash}\" points=\"{}\"/>",
-            line.class,
-            path.join(" ")
-        );
-        for ((x, y), &(size, value, hollow)) in places.iter().zip(&line.points) {
-            let hollow = if hollow { " hollow" } else { "" };
-            let _ = write!(
-                self.0,
-                "<circle class=\"{}{hollow}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\">\
-                 <title>{}</title></circle>",
-                line.class,
-                escape(&format!(
-                    "{}, {} B: {} {unit}",
-                    line.name,
-                    bytes(size),
-                    scaled(value)
-                ))
-            );
-        }
-    }
-
-    fn end(mut self) -> String {
-        self.0.push_str("</svg>");
-        self.0
-    }
+/// The least and the greatest of what a logarithmic axis can show.
+fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values
+        .filter(|value| *value > 0.0)
+        .map(|value| (value, value))
+        .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+        .unwrap_or((1.0, 1.0))
 }
 
 /// `65536` as `64K`.
@@ -337,109 +254,95 @@ fn bytes(size: f64) -> String {
     format!("{size:.0}")
 }
 
-/// Three digits, and what they count.
+/// Two decimals at most, and what they count.
 fn scaled(number: f64) -> String {
-    for (unit, name) in [(1e9, "G"), (1e6, "M"), (1e3, "k")] {
-        if number >= unit {
-            return trimmed(number / unit) + name;
-        }
-    }
-    trimmed(number)
-}
-
-fn trimmed(number: f64) -> String {
-    let digits = match number {
-        n if n >= 100.0 => 0,
-        n if n >= 10.0 => 1,
-        _ => 2,
+    let units = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
+    // What was computed as a power of ten can be a little less than that.
+    let unit = units.into_iter().find(|(unit, _)| number >= unit * 0.999);
+    let (unit, name) = unit.unwrap_or((1.0, ""));
+    let printer = FloatPrettyPrinter {
+        allow_scientific: false,
+        min_decimal: 0,
+        max_decimal: 2,
     };
-    let text = format!("{number:.digits$}");
-    if text.contains('.') {
-        return text.trim_end_matches('0').trim_end_matches('.').to_owned();
-    }
-    text
-}
-
-/// Of things on a plot.
-fn count(n: usize) -> f64 {
-    f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+    printer.print(number / unit) + name
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Bar, Group, Line, Linear, Logarithmic, bars, bytes, escape, lines, scaled};
+    use super::{Bar, Group, Line, Mode, bars, bytes, lines, scaled};
 
-    fn bar(value: f64) -> Bar {
+    fn bar(mode: Mode, value: f64) -> Bar {
         Bar {
-            class: "tcp",
-            name: "<tcp & \"co\">".to_owned(),
+            mode,
             value,
             interval: (value * 0.9, value * 1.1),
             hollow: value > 5.0,
         }
     }
 
+    /// How many are filled, and how many are hollow.
+    fn marks(text: &str, tag: &str) -> (usize, usize) {
+        let document = roxmltree::Document::parse(text).expect("XML");
+        let is = |hollow: bool| {
+            let of = document.descendants().filter(move |node| {
+                node.has_tag_name(("http://www.w3.org/2000/svg", tag))
+                    && node.attribute("opacity") != Some("0")
+                    && (node.attribute("fill") == Some("none")) == hollow
+            });
+            of.count()
+        };
+        (is(false), is(true))
+    }
+
     #[test]
     fn plots_are_xml_with_one_mark_per_value() {
-        let group = |label: &str| Group {
-            label: label.to_owned(),
-            bars: vec![bar(3.0), bar(7.0)],
+        let group = |size: f64| Group {
+            size,
+            bars: vec![bar(Mode::Tcp, 3.0), bar(Mode::Sockaccel, 7.0)],
         };
-        let text = bars("a < b", "requests/s", &[group("64 B"), group("'1' & 2")]);
-        let document = roxmltree::Document::parse(&text).expect("XML");
-        let named = |name: &str| {
-            let is = move |node: &roxmltree::Node| {
-                node.has_tag_name(("http://www.w3.org/2000/svg", name))
-            };
-            document.descendants().filter(is).count()
-        };
-        assert_eq!(named("rect"), 4);
-        assert_eq!(text.matches("hollow").count(), 2);
-        let line = Line {
-            class: "unix",
-            name: "unix".to_owned(),
-            dashed: true,
+        let text = bars("a < b & \"c\"", &[group(64.0), group(65_536.0)]).expect("a plot");
+        assert_eq!(marks(&text, "rect"), (2, 2), "{text}");
+        for label in [
+            "64",
+            "64K",
+            "tcp",
+            "sockaccel",
+            "a &lt; b &amp; &quot;c&quot;",
+        ] {
+            assert!(text.contains(&format!("\n{label}\n")), "{label}: {text}");
+        }
+        let line = |dashed: bool| Line {
+            mode: Mode::Unix,
+            name: "<unix>".to_owned(),
+            dashed,
             points: vec![
                 (1.0, 10.0, false),
                 (1024.0, 5e6, true),
                 (65_536.0, 1e9, false),
             ],
         };
-        let text = lines("c", "B/s", &[line]);
-        let document = roxmltree::Document::parse(&text).expect("XML");
-        let circles = document
-            .descendants()
-            .filter(|node| node.tag_name().name() == "circle")
-            .count();
-        assert_eq!(circles, 3);
+        let solid = lines("B/s", &[line(false)]).expect("a plot");
+        assert_eq!(marks(&solid, "circle"), (2, 1), "{solid}");
+        for label in ["1", "1K", "64K", "10", "10M", "1G", "&lt;unix&gt;"] {
+            assert!(solid.contains(&format!("\n{label}\n")), "{label}: {solid}");
+        }
+        let dashed = lines("B/s", &[line(true)]).expect("a plot");
+        let strokes = |text: &str| text.matches("<polyline").count();
+        assert!(strokes(&dashed) > strokes(&solid) + 10, "{dashed}");
     }
 
     #[test]
     fn nothing_to_plot_is_still_a_plot() {
-        for text in [bars("", "x", &[]), lines("", "x", &[])] {
+        let zero = Group {
+            size: 1.0,
+            bars: vec![bar(Mode::Tcp, 0.0)],
+        };
+        for text in [bars("x", &[]), bars("x", &[zero]), lines("x", &[])] {
+            let text = text.expect("a plot");
             roxmltree::Document::parse(&text).expect("XML");
             assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
         }
-    }
-
-    #[test]
-    fn what_means_something_to_html_is_escaped() {
-        assert_eq!(
-            escape("<a href=\"x\">'&'</a>\u{1}"),
-            "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;&lt;/a&gt;\u{fffd}"
-        );
-    }
-
-    #[test]
-    fn axes_reach_over_the_values() {
-        for top in [0.0, 0.3, 1.0, 7.0, 99.0, 123_456.0] {
-            let scale = Linear::up_to(top);
-            assert!(scale.top >= top && scale.ticks().count() >= 2, "{top}");
-        }
-        let axis = Logarithmic::over([1.0, 1e6].into_iter(), 10.0, (0.0, 100.0));
-        assert!(axis.at(1.0) > 0.0 && axis.at(1e6) < 100.0);
-        assert!(axis.at(1.0) < axis.at(10.0));
-        assert_eq!(axis.ticks().len(), 7);
     }
 
     #[test]
@@ -447,8 +350,9 @@ mod tests {
         for (number, text) in [
             (0.0, "0"),
             (0.25, "0.25"),
-            (12.345, "12.3"),
+            (12.345, "12.35"),
             (1500.0, "1.5k"),
+            (999_999.999, "1M"),
             (2e6, "2M"),
             (3.14e9, "3.14G"),
         ] {
