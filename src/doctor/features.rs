@@ -17,6 +17,7 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_get_current_task_btf;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_netns_cookie;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_socket_cookie;
 use libbpf_rs::libbpf_sys::BPF_FUNC_jiffies64;
+use libbpf_rs::libbpf_sys::BPF_FUNC_ktime_get_coarse_ns;
 use libbpf_rs::libbpf_sys::BPF_FUNC_msg_redirect_hash;
 use libbpf_rs::libbpf_sys::BPF_FUNC_probe_read_kernel;
 use libbpf_rs::libbpf_sys::BPF_FUNC_ringbuf_reserve;
@@ -140,6 +141,12 @@ const PIECES: &[(Piece, &str)] = &[
         "bpf_jiffies64",
         BPF_FUNC_jiffies64,
         "Linux 5.6",
+    ),
+    helper(
+        ProgramType::SockOps,
+        "bpf_ktime_get_coarse_ns",
+        BPF_FUNC_ktime_get_coarse_ns,
+        "Linux 5.11",
     ),
     helper(
         ProgramType::SockOps,
