@@ -1216,7 +1216,8 @@ impl World {
     fn strace(&self, words: &str, options: &[&str]) -> std::process::Output {
         let mut command = Command::new("strace");
         command
-            .args(["-qq", "-e", &format!("trace={STEPS}")])
+            // adopt has children, whose ends are no steps.
+            .args(["-qq", "-e", "signal=none", "-e", &format!("trace={STEPS}")])
             .args(options)
             .arg(BINARY);
         self.prepare(&mut command, &words.split_whitespace().collect::<Vec<_>>());
