@@ -3,15 +3,19 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::process::Command;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
 use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
 use nix::sys::utsname::uname;
 use nix::unistd::pipe;
 use serde_json::Value;
@@ -28,6 +32,7 @@ use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
 use common::pattern::Pattern;
+use common::process::Process;
 use common::raw::SilentPage;
 use common::repair::forge;
 use common::rng::Rng;
@@ -642,6 +647,8 @@ fn a_socket_that_stays_locked_keeps_nobody_waiting_for_ever() {
         let answering = Answering(&page);
         let deadline = Deadline::seconds(60);
         deadline.until("the send to need the page", || page.is_asked_for());
+        interrupt_adopt(&instance, deadline);
+        instance.run(&["status"]).ok();
         let adopting = scope.spawn(|| instance.run(&["adopt", "--json"]));
         deadline.until("adopt to give up", || adopting.is_finished());
         let ran = adopting.join().expect("adopt");
@@ -671,6 +678,22 @@ fn a_socket_that_stays_locked_keeps_nobody_waiting_for_ever() {
     free.exchange(5);
     assert_redirected(&before, &instance.stats(), 1);
     assert_balanced(&instance);
+}
+
+/// Somebody who will not wait so long: the child that does must hold nothing back.
+fn interrupt_adopt(instance: &Instance, deadline: Deadline) {
+    let mut adopting = Process::start(
+        Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(["adopt", "--instance", instance.name()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    let children = format!("/proc/{0}/task/{0}/children", adopting.id());
+    deadline.until("adopt to have a child", || {
+        fs::read_to_string(&children).is_ok_and(|list| !list.is_empty())
+    });
+    adopting.signal(Signal::SIGINT);
+    adopting.ended(deadline);
 }
 
 /// Lets go on whoever waits for the page.

@@ -74,7 +74,6 @@ struct View {
     copied_seq: u32,
     queue_empty: u32,
     queue_long: u32,
-    no_room: u32,
     splicing: u32,
     another_thread: u32,
     answered: u32,
@@ -89,6 +88,7 @@ struct DecideCase {
     conf: Config,
     view: View,
     why: u32,
+    pad: u32,
 }
 
 #[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -233,6 +233,7 @@ fn ready(path: u32) -> DecideCase {
             ..View::new_zeroed()
         },
         why: u32::MAX,
+        pad: 0,
     }
 }
 
@@ -252,9 +253,8 @@ fn denied(case: &mut DecideCase) {
     case.view.why = index(WHYS, "denied");
 }
 
-fn no_room(case: &mut DecideCase) {
+fn short_of_memory(case: &mut DecideCase) {
     case.view.why = index(WHYS, "pressure");
-    case.view.no_room = 1;
 }
 
 fn streaming(case: &mut DecideCase) {
@@ -418,28 +418,11 @@ const STAY: &[Decision] = &[
         },
         "denied",
     ),
+    ("short of memory", short_of_memory, "pressure"),
     (
-        "no memory for another unread message",
+        "short of memory, unread messages",
         |c| {
-            no_room(c);
-            queued(c, 1, 64);
-        },
-        "pressure",
-    ),
-    (
-        "no memory for another unread message, in company",
-        |c| {
-            no_room(c);
-            queued(c, 1, 64);
-            in_company(c);
-        },
-        "redirected",
-    ),
-    (
-        "no memory for another unread message of a splicing reader",
-        |c| {
-            no_room(c);
-            c.view.splicing = 1;
+            short_of_memory(c);
             queued(c, 1, 64);
         },
         "redirected",

@@ -196,10 +196,11 @@ fn ten_thousand_receivers_that_do_not_read() {
         "limited by {limit}: plain TCP {plain:?}, accelerated {accelerated:?}, {redirected} redirected"
     );
     assert!(redirected > MIB, "{}", after.0);
+    // KNOWN LIMITS has ENOMEM: what waits unread keeps its direction from the stack.
     let new: Vec<_> = accelerated
         .errors
         .keys()
-        .filter(|errno| !plain.errors.contains_key(*errno))
+        .filter(|errno| !plain.errors.contains_key(*errno) && *errno != "ENOMEM")
         .collect();
     assert!(new.is_empty(), "errors that TCP does not give: {new:?}");
 }

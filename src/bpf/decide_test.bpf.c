@@ -33,6 +33,7 @@ struct decide_case {
 	struct sa_config conf;
 	struct sa_view view;
 	__u32 why;
+	__u32 pad;
 };
 
 SEC("syscall")

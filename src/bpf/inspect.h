@@ -91,32 +91,23 @@ static __always_inline __u64 sa_limit_of(const struct sock___sa *sk)
 	return addr && sa_load(memcg, tcpmem_active) ? addr : 0;
 }
 
-/* Cgroups above that are looked at, and pages that others may take meanwhile. */
+/* Cgroups above that are looked at. */
 #define SA_LIMIT_LEVELS 8
-#define SA_SPARE_PAGES 64
 
 /*
- * A redirect that finds no memory for the receiver's queue ends the send with
- * ENOMEM, where TCP would say EAGAIN. Between the second and the third word of
- * tcp_mem it still gets some.
+ * A redirect that finds no memory for the receiver's queue ends the send with ENOMEM,
+ * where TCP would say EAGAIN. So an eighth is left to those that cannot leave yet.
  */
-__noinline __u32 sa_no_room(__u64 peer_sk, __u64 limit, __u32 size)
+__noinline __u32 sa_no_room(__u64 limit)
 {
-	const struct sock___sa *psk = sa_cast(peer_sk, sock___sa);
-	const struct proto___sa *prot = sa_cast(sa_load(psk, __sk_common.skc_prot), proto___sa);
-	__u64 mem = (__u64)sa_load(prot, sysctl_mem);
-
-	if (mem && sa_word((__u64)sa_load(prot, memory_allocated)) >
-			   (sa_word(mem + 8) + sa_word(mem + 16)) / 2)
-		return 1;
-	if (!limit || !bpf_core_field_exists(struct mem_cgroup___sa, tcpmem))
+	if (!bpf_core_field_exists(struct mem_cgroup___sa, tcpmem))
 		return 0;
 	limit += bpf_core_field_offset(struct mem_cgroup___sa, tcpmem);
 	for (__u32 n = 0; n < SA_LIMIT_LEVELS && limit; n++) {
 		const struct page_counter___sa *pages = sa_cast(limit, page_counter___sa);
+		__u64 max = sa_load(pages, max);
 
-		if (sa_load(pages, usage.counter) + (size >> 12) + SA_SPARE_PAGES >
-		    sa_load(pages, max))
+		if ((__u64)sa_load(pages, usage.counter) > max - max / 8)
 			return 1;
 		limit = (__u64)sa_load(pages, parent);
 	}
@@ -266,7 +257,6 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	const struct sock___sa *psk = (const void *)peer;
 	const struct sk_psock___sa *psock = sa_psock(own);
 	const struct file___sa *file;
-	bool short_of_memory;
 
 	/* Asked where it makes a difference: two loads of ten. */
 	if (st->lost || st->unanswered >= SA_PIPELINE)
@@ -285,9 +275,6 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 		return sa_force(v, SA_WHY_PEER_STATE);
 
 	v->queue_empty = sa_queue_empty(psock);
-	short_of_memory = sa_under_pressure(st);
-	if (short_of_memory || st->peer_limit)
-		v->no_room = sa_no_room(st->peer_sk, st->peer_limit, v->size);
 	v->budget_bytes = conf->budget_bytes;
 	if (!v->queue_empty) {
 		__u32 quarter = (__u32)sa_load(psk, sk_rcvbuf) / 4;
@@ -313,7 +300,7 @@ static __always_inline void sa_inspect(struct sa_sock *st, const struct tcp_sock
 	file = sa_cast(st->peer_file, file___sa);
 	if (!conf->blocking && !(sa_load(file, f_flags) & SA_O_NONBLOCK))
 		return sa_against(v, SA_WHY_READER);
-	if (short_of_memory || v->no_room)
+	if (sa_under_pressure(st) || (st->peer_limit && sa_no_room(st->peer_limit)))
 		return sa_against(v, SA_WHY_PRESSURE);
 	if (st->path == SA_PATH_REDIRECT && bpf_jiffies64() - st->stack_at > SA_REFRESH_JIFFIES)
 		return sa_against(v, SA_WHY_REFRESH);

@@ -76,9 +76,7 @@ struct possible_net_t___sa {
 };
 
 struct proto___sa {
-	atomic64_t___sa *memory_allocated;
 	unsigned long *memory_pressure;
-	long *sysctl_mem;
 };
 
 struct in6_addr___sa {

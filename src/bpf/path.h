@@ -82,10 +82,10 @@ static __always_inline __u32 sa_stay(struct sa_sock *st, const struct sa_view *v
 	/*
 	 * A recv(2) that empties the redirect queue does not go on to TCP's: it returns
 	 * short, which edge-triggered readers take for "drained" (epoll(7)), and MSG_PEEK
-	 * never sees past it. So leave when the queue is empty, or at the hard cap, or
-	 * where the kernel would refuse the message.
+	 * never sees past it. So leave when the queue is empty, or at the hard cap. Also
+	 * where memory is short: an error is seen, what is stuck or reordered is not.
 	 */
-	if (!v->queue_empty && !(v->queue_long && sa_over_hard_cap(st)) && !v->no_room) {
+	if (!v->queue_empty && !(v->queue_long && sa_over_hard_cap(st))) {
 		st->leaving = why;
 		return 0;
 	}

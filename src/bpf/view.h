@@ -14,7 +14,6 @@ struct sa_view {
 	__u32 copied_seq; /* of the peer, in own sequence space */
 	__u32 queue_empty; /* the peer's redirect queue */
 	__u32 queue_long; /* ... is at the hard cap right now */
-	__u32 no_room; /* the kernel has no memory for that queue */
 	__u32 splicing; /* the peer is marked: it would read TCP's bytes first */
 	__u32 another_thread; /* than the one that sent last */
 	__u32 answered; /* the peer has sent meanwhile, as far as that was asked */

@@ -1,9 +1,10 @@
 //! The bpffs that holds the pins.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::{JoinHandle, spawn};
+use std::thread::{Builder, JoinHandle};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -72,30 +73,38 @@ pub fn unmount_if_unused(dir: &Path) {
 
 /// One that `ensure` mounted, for who may have to take it away again. A thread does
 /// that: it stays in the mount namespace where it was mounted, whatever `tracefs` does.
+/// Where no thread can be had (`pids.max`), it stays mounted.
 #[derive(Debug)]
 pub struct Mount {
     undo: Sender<()>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Mount {
-    /// Of this directory.
+    /// Of this directory, which nobody has mounted anything else on meanwhile.
     pub fn of(dir: &Path) -> Self {
         let (undo, asked) = channel();
         let dir = dir.to_owned();
-        let thread = spawn(move || {
-            if asked.recv().is_ok() {
+        let device = device_of(&dir);
+        let undone = move || {
+            // Somebody else's may be on top by then.
+            if asked.recv().is_ok() && device_of(&dir) == device {
                 unmount_if_unused(&dir);
             }
-        });
+        };
+        let thread = Builder::new().spawn(undone).ok();
         Self { undo, thread }
     }
 
     /// Unmounts it, if nothing is in it.
     pub fn undo(self) {
-        if self.undo.send(()).is_ok() {
+        if let (Ok(()), Some(thread)) = (self.undo.send(()), self.thread) {
             // What it could not do is not to be told before the first failure.
-            let _ = self.thread.join();
+            let _ = thread.join();
         }
     }
+}
+
+fn device_of(dir: &Path) -> Option<u64> {
+    fs::metadata(dir).ok().map(|found| found.dev())
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::thread;
 
 use nix::fcntl::readlinkat;
@@ -61,10 +62,17 @@ fn each<T: Send>(fds: &[i32], look: impl Fn(i32) -> Option<T> + Sync) -> Vec<T> 
     thread::scope(|scope| {
         let threads: Vec<_> = fds
             .chunks(fds.len().div_ceil(parts))
-            .map(|part| scope.spawn(|| look_at(part)))
+            .map(|part| {
+                let thread = thread::Builder::new().spawn_scoped(scope, || look_at(part));
+                (part, thread)
+            })
             .collect();
-        let found = threads.into_iter().map(thread::ScopedJoinHandle::join);
-        found.flatten().flatten().collect()
+        let found = threads.into_iter().map(|(part, thread)| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|e| resume_unwind(e)),
+            // No more threads may be had (pids.max).
+            Err(_) => look_at(part),
+        });
+        found.flatten().collect()
     })
 }
 

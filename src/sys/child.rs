@@ -7,6 +7,7 @@ use std::io;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::os::fd::IntoRawFd as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -19,8 +20,8 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
-use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, write};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, dup2_stdin, dup2_stdout, fork, pipe2, write};
 
 /// Which step failed.
 #[derive(Debug)]
@@ -85,30 +86,14 @@ pub fn read_within(file: File, limit: Duration) -> io::Result<Option<Vec<u8>>> {
         }
     };
     drop((file, tell));
-    let (mut answer, mut part) = (Vec::new(), vec![0; 1 << 16]);
-    let mut pipe = File::from(told);
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let ready = poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout);
-        match ready {
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-            Ok(0) => {
-                // It ends when the kernel lets it.
-                let _ = kill(child, Signal::SIGKILL);
-                return Ok(None);
-            }
-            Ok(_) => {
-                let n = pipe.read(&mut part)?;
-                if n == 0 {
-                    break;
-                }
-                answer.extend_from_slice(&part[..n]);
-            }
-        }
+    let answer = hear(File::from(told), end);
+    if !matches!(answer, Ok(Some(_))) {
+        // It ends when the kernel lets it.
+        let _ = kill(child, Signal::SIGKILL);
+        return answer;
     }
-    let _ = waitpid(child, None);
+    let whole = matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0)));
+    let answer = answer?.filter(|_| whole).unwrap_or_default();
     match answer.split_last_chunk() {
         Some((bytes, errno)) if *errno == [0; 4] => Ok(Some(bytes.to_vec())),
         Some((_, errno)) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*errno))),
@@ -116,14 +101,39 @@ pub fn read_within(file: File, limit: Duration) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// All that comes by the pipe until then; `None` when its end does not.
+fn hear(mut pipe: File, end: Instant) -> io::Result<Option<Vec<u8>>> {
+    let (mut answer, mut part) = (Vec::new(), vec![0; 1 << 16]);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+            Ok(0) => return Ok(None),
+            Ok(_) => {
+                let n = pipe.read(&mut part)?;
+                if n == 0 {
+                    return Ok(Some(answer));
+                }
+                answer.extend_from_slice(&part[..n]);
+            }
+        }
+    }
+}
+
 /// What it read, then the errno with which that ended, or 0.
-fn read_and_tell(mut file: File, tell: OwnedFd) -> io::Result<()> {
+fn read_and_tell(file: File, tell: OwnedFd) -> io::Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
-    // Who waits for the end of our output waits for the parent's alone.
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
+    // Nothing else of the parent's stays open here: who waits for the end of its output,
+    // or for its lock, waits for the parent alone.
+    dup2_stdin(&file)?;
+    dup2_stdout(&tell)?;
+    let _ = (file.into_raw_fd(), tell.into_raw_fd());
+    // SAFETY: closes descriptors, none of which anything in this process uses any more.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 2, libc::c_uint::MAX, 0) })?;
+    let mut file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let tell = io::stdout().as_fd().try_clone_to_owned()?;
     let mut bytes = Vec::new();
     let errno = loop {
         match file.read_to_end(&mut bytes) {
