@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 
+use nix::errno::Errno;
 use nix::sys::resource::Resource;
 use nix::sys::resource::getrlimit;
 use nix::sys::resource::setrlimit;
@@ -21,6 +22,7 @@ use common::helper::Channel;
 use common::helper::Helper;
 use common::instance::Instance;
 use common::pair::Options;
+use common::pair::Pair;
 use common::pair::accept;
 use common::pair::connect;
 use common::pair::listen;
@@ -29,6 +31,7 @@ use common::shortage::Shortage;
 use common::stream::recv_all;
 use common::stream::recv_some;
 use common::stream::send_all;
+use common::warm::warm_up;
 
 const CONNECTIONS: usize = 10_000;
 const BATCH: usize = 500;
@@ -203,4 +206,39 @@ fn ten_thousand_receivers_that_do_not_read() {
         .filter(|errno| !plain.errors.contains_key(*errno) && *errno != "ENOMEM")
         .collect();
     assert!(new.is_empty(), "errors that TCP does not give: {new:?}");
+}
+
+/// The first message that could be redirected finds no memory for that.
+#[test]
+fn nothing_is_redirected_where_memory_is_short_to_begin_with() {
+    let shortage = Shortage::new(16 * MIB);
+    let cgroup = Cgroup::new("short");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    let fillers: Vec<Pair> = (0..32).map(|_| Pair::new()).collect();
+    let clients: Vec<TcpStream> = fillers
+        .iter()
+        .map(|pair| pair.client.try_clone().expect("dup"))
+        .collect();
+    let deadline = Deadline::seconds(60);
+    send_all(&pair.client, b"ping", deadline);
+    recv_all(&pair.server, &mut [0; 4], deadline);
+    let before = instance.stats();
+    println!("{:?}", flood(&clients));
+    let sent = socket::send(pair.client.as_raw_fd(), &[0; 4096], MsgFlags::MSG_NOSIGNAL);
+    assert!(matches!(sent, Ok(_) | Err(Errno::EAGAIN)), "{sent:?}");
+    let after = instance.stats();
+    if matches!(shortage, Shortage::Cgroup { .. }) {
+        assert_eq!(
+            after.delta(&before, "redirected_messages"),
+            0,
+            "{}",
+            after.0
+        );
+    }
+    shortage.lift();
+    recv_all(&pair.server, &mut vec![0; sent.unwrap_or(0)], deadline);
+    drop((fillers, clients));
+    warm_up(&instance, &pair);
 }
