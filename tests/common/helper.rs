@@ -89,7 +89,7 @@ impl Helper {
 
     fn spawn(mut command: Command, role: &str) -> Self {
         let (own, theirs) = UnixStream::pair().expect("socketpair");
-        own.set_read_timeout(Some(Duration::from_secs(60)))
+        own.set_read_timeout(Some(Duration::from_secs(300)))
             .expect("SO_RCVTIMEO");
         let process = Process::start(
             command
