@@ -263,7 +263,7 @@ fn it_follows_the_size_of_the_terminal() {
         .set_size(cells(narrow.ws_row), cells(narrow.ws_col));
     top.child.signal(Signal::SIGWINCH);
     top.until("a screen without a head", |text| {
-        text.starts_with("REMOTE") && text.contains("by messages")
+        text.starts_with("LOCAL") && text.contains("by messages")
     });
     top.type_keys("q");
     assert_eq!(top.ended("q"), Some(0));
