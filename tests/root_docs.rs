@@ -39,7 +39,7 @@ const NOT_RUN: &[(&str, &str)] = &[
         "changes the machine",
     ),
     (
-        "sudo sockaccel bench --workload rr,stream,pipelined,crr --cores same,across --rounds 15 --seconds 0.15",
+        "sudo sockaccel bench --workload rr,stream,pipelined,crr --cores same,across --rounds 9 --seconds 0.15",
         "some minutes; tests/root_bench.rs",
     ),
     ("sudo scripts/vmtest.sh", "virtual machines"),
