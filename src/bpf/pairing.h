@@ -136,6 +136,10 @@ static __always_inline __u32 sa_match(const struct sa_conn *conn, const struct s
 /*
  * This side will not touch the entry again. The last one out deletes it; a
  * side that nobody ever claimed counts as out.
+ *
+ * Only one may delete. Before Linux 6.10 (a6fcd19d7eac) a delete waits for the
+ * entry's timer with the hash bucket locked, so a timer that is about to delete the
+ * same entry would never end: sa_give_up takes the free side first, and so does this.
  */
 static __always_inline void sa_leave(struct sa_sock *st)
 {
@@ -149,7 +153,8 @@ static __always_inline void sa_leave(struct sa_sock *st)
 		return;
 	mine = sa_bit(1, st->side);
 	gone = __sync_fetch_and_or(&conn->left, mine) | mine;
-	if (gone == 3 || !sa_side(conn, !st->side)->cookie) {
+	if (gone == 3 ||
+	    !__sync_val_compare_and_swap(&sa_side(conn, !st->side)->cookie, 0, SA_NOBODY)) {
 		__u64 id = st->conn_id;
 
 		bpf_map_delete_elem(&sa_conns, &id);
