@@ -19,5 +19,5 @@ def chart:
 <p>\(.sockaccel | @html), Linux \(.kernel | @html), \(.cpus) CPUs, --blocking-readers \(.blocking_readers).
 Bars: median of the ratios to plain TCP of \(.rounds) interleaved rounds of \(.seconds) s; lines: 95 % interval; dashed: plain TCP.</p>",
 (.cells[] |
-	"<h2>\(.cell | @html)</h2><p>\(.unit | @html); redirected: \(if .redirected_share then "\(.redirected_share * 100 | round) %" else "nothing" end)" +
+	"<h2>\(.cell | @html)</h2><p>\(.unit | @html); redirected: \(if .redirected_share then "\(.redirected_share * 100 | round) % of the bytes of enrolled sockets, \(.redirected_bytes / 1e6 | round) MB" else "nothing" end)" +
 	(if .failed | length > 0 then "; failed: \(.failed | join(", "))" else "" end) + "</p>", chart)

@@ -353,10 +353,12 @@ for cell in "${cells[@]}"; do
 		done
 	done
 	after=$(redirected)
-	share=$(awk -v before="$before" -v after="$after" 'BEGIN {
+	# A share of what went by enrolled sockets, so it says little without the amount.
+	read -r share bytes < <(awk -v before="$before" -v after="$after" 'BEGIN {
 		split(before, b); split(after, a)
 		r = a[1] - b[1]; s = a[2] - b[2]
-		if (r + s > 0) printf "%.4f", r / (r + s); else print "null"
+		if (r + s > 0) printf "%.4f", r / (r + s); else printf "null"
+		printf " %.0f\n", r
 	}')
 	[[ -z ${failed[tcp]:-} ]] || broken=1
 	for mode in "${modes[@]}"; do
@@ -368,13 +370,13 @@ for cell in "${cells[@]}"; do
 		jq -nc --arg mode "$mode" --argjson ratio "$ratios" --arg failed "${failed[$mode]:-}" \
 			--argjson values "[$(cut -d' ' -f2 "$work/values-$mode" | paste -sd,)]" \
 			'{mode: $mode, values: $values, ratio: $ratio, failed: ($failed != "")}'
-	done | jq -s --arg cell "$cell" --arg unit "$unit" --argjson share "$share" \
+	done | jq -s --arg cell "$cell" --arg unit "$unit" --argjson share "$share" --argjson bytes "$bytes" \
 		--argjson failed "$(printf '%s\n' "${!failed[@]}" | jq -R 'select(. != "")' | jq -s .)" \
-		'{cell: $cell, unit: $unit, redirected_share: $share, failed: $failed, modes: .}' >"$work/cell.json"
+		'{cell: $cell, unit: $unit, redirected_share: $share, redirected_bytes: $bytes, failed: $failed, modes: .}' >"$work/cell.json"
 	jq -c --slurpfile cell "$work/cell.json" '. + $cell' "$work/cells.json" >"$work/cells.new"
 	mv "$work/cells.new" "$work/cells.json"
 	jq -r '"  \(.cell): " + ([.modes[] | select(.ratio) | "\(.mode) \(.ratio.median)"] | join(", ")) +
-		", redirected \(.redirected_share)"' "$work/cell.json"
+		", redirected \(.redirected_share) of the enrolled bytes, \(.redirected_bytes)"' "$work/cell.json"
 done
 
 jq --arg kernel "$(uname -r)" --argjson cpus "$(nproc)" --arg blocking "$blocking" \
@@ -392,10 +394,11 @@ jq --arg kernel "$(uname -r)" --argjson cpus "$(nproc)" --arg blocking "$blockin
 				"\(.[0]) (\(.[1])-\(.[2]))")"
 			else "-" end;
 		def median: sort | if length == 0 then null else .[length / 2 | floor] end;
-		["cell", "plain TCP", "unit", "sockaccel", "textbook", "unix", "TCP again", "redirected"],
+		["cell", "plain TCP", "unit", "sockaccel", "textbook", "unix", "TCP again", "redirected", "MB"],
 		(.cells[] | [.cell, ([.modes[] | select(.mode == "tcp") | .values[]] | median // 0 | round),
 			.unit, cell("sockaccel"), cell("textbook"), cell("unix"), cell("again"),
-			(if .redirected_share then "\(.redirected_share * 100 | round) %" else "none" end)]) |
+			(if .redirected_share then "\(.redirected_share * 100 | round) %" else "none" end),
+			(.redirected_bytes / 1e6 | round)]) |
 		map(tostring) | join("\t")' "$out.json" | column -t -s "$(printf '\t')"
 } | tee "$out.txt"
 if [[ -n $report ]]; then

@@ -5,8 +5,11 @@
 #   --kernel 6.1|6.12|all   which (all)
 #   --quick                 loads every program and runs a few tests, instead of
 #                           all: two minutes a kernel, emulated
+#   --rest                  only tests that have no result yet
+#   --minutes N             ends each machine after N minutes: what has ended by
+#                           then counts
 #   --docs                  no run: writes the last result of each test into
-#                           docs/kernels.md and the manual
+#                           docs/kernels, docs/kernels.md and the manual
 #
 # The machine has no disk and no network: its root is a memory file system with
 # the tests and the few programs that they run. Nothing is installed into /boot;
@@ -37,8 +40,7 @@ quick_tests=(all_of_the_instance the_walks_of_adopt the_textbook_program
 memory=3072
 
 kernels=(6.1 6.12)
-quick=
-docs=
+quick='' rest='' minutes='' docs=''
 wanted=()
 while (($#)); do
 	case $1 in
@@ -51,6 +53,12 @@ while (($#)); do
 		shift
 		;;
 	--quick) quick=yes ;;
+	--rest) rest=yes ;;
+	--minutes)
+		minutes=${2:-}
+		[[ $minutes =~ ^[1-9][0-9]*$ ]] || die "--minutes takes a number"
+		shift
+		;;
 	--docs) docs=yes ;;
 	-*) die "no such option: $1" ;;
 	*) wanted+=("$1") ;;
@@ -175,7 +183,7 @@ build_tests() {
 # What the plan runs, where the tests look for it, and what they read of the build.
 add_tests() {
 	local path
-	for path in "$sockaccel" $(grep -o ' /[^ ]*/root_[^ ]*' "$root/vm/plan" | sort -u); do
+	for path in "$sockaccel" $(grep -o ' /[^ ]*/root_[^ ]*' "$work/plan" | sort -u); do
 		copy_program "$path"
 		strip --strip-debug "$root$path"
 	done
@@ -278,14 +286,20 @@ run_kernel() {
 	local directory image log=$cache/console-$1.log limit=$2 status=0
 	directory=$(kernel "$1")
 	image=$(echo "$directory"/boot/vmlinuz-*)
-	cat "$work/root.cpio" <(pack_modules "$directory") >"$work/initrd"
 	[[ -n ${accel:-} ]] || accel=$(accelerator "$image")
 	echo "Linux $(basename "$directory"/lib/modules/*), $accel"
 	dpkg-deb -f "$directory/package.deb" Version >"$work/version"
-	if ((${#wanted[@]} == 0)) || ! cmp -s "$work/version" "$cache/version-$1"; then
+	recall_results "$1"
+	if [[ ${#wanted[@]} -eq 0 && -z $rest ]] || ! cmp -s "$work/version" "$cache/version-$1"; then
 		rm -f "$cache/results-$1"
 	fi
 	mv "$work/version" "$cache/version-$1"
+	touch "$cache/results-$1"
+	rm -rf "$work/planned"
+	mkdir -p "$work/planned/vm"
+	awk -v rest="$rest" 'FILENAME != ARGV[2] { known[$2]; next } !rest || !($2 in known)' \
+		"$cache/results-$1" "$work/plan" >"$work/planned/vm/plan"
+	cat "$work/root.cpio" <(pack_modules "$directory") <(pack "$work/planned") >"$work/initrd"
 	: >"$log"
 	rm -f "$work/monitor" "$work/late"
 	mkfifo "$work/monitor"
@@ -317,9 +331,11 @@ end_late() {
 	trap 'kill "$pause"; exit' TERM
 	wait "$pause"
 	trap - TERM
-	touch "$work/late"
-	echo nmi >&8
-	sleep 20
+	if [[ -z $minutes ]]; then
+		touch "$work/late"
+		echo nmi >&8
+		sleep 20
+	fi
 	echo quit >&8
 }
 
@@ -343,13 +359,24 @@ results() {
 		END { for (name in open) print "unfinished", name; if (!done) print "failed", "machine" }'
 }
 
-# Adds the results of a run to those of earlier ones: of each test the last that
-# came to an end counts.
+# Adds the results of a run to those of earlier ones, with the commit: of each test
+# the last that came to an end counts.
 keep_results() {
-	touch "$2"
-	awk '$1 == "unfinished" || $2 == "machine" || $2 == "kernel:" { next }
-		!seen[$2]++' "$1" "$2" >"$work/all"
+	awk -v commit="$commit" '$1 == "unfinished" || $2 == "machine" || $2 == "kernel:" { next }
+		!seen[$2]++ { print $1, $2, $3 ? $3 : commit }' "$1" "$2" >"$work/all"
 	sort -k 2 "$work/all" >"$2"
+}
+# The results that the project keeps, where this machine has none.
+recall_results() {
+	local record=docs/kernels/$1.txt
+	[[ -e $record && ! -e $cache/results-$1 ]] || return 0
+	sed -n '1s/^# //p' "$record" >"$cache/version-$1"
+	sed 1d "$record" >"$cache/results-$1"
+}
+record_results() {
+	mkdir -p docs/kernels
+	{ sed 's/^/# /' "$cache/version-$1" && cat "$cache/results-$1"; } >"$work/record"
+	cat "$work/record" >"docs/kernels/$1.txt"
 }
 
 # What is known to fail, and why: kernel, name, reason.
@@ -427,6 +454,11 @@ between() {
 	cat "$work/page" >"$file"
 }
 write_docs() {
+	local kernel
+	for kernel in 6.1 6.12; do
+		recall_results "$kernel"
+		record_results "$kernel"
+	done
 	table | between docs/kernels.md '<!-- results -->' '<!-- end of results -->'
 	manual_table | between man/sockaccel.8 '.\\" results' '.\\" end of results'
 }
@@ -439,15 +471,20 @@ fi
 build_root
 build_tests
 first_steps >"$root/vm/first"
-plan >"$root/vm/plan"
-[[ -s $root/vm/plan ]] || die "no such test: ${wanted[*]}"
+plan >"$work/plan"
+[[ -s $work/plan ]] || die "no such test: ${wanted[*]}"
 add_tests
-echo "$(cat "$root"/vm/{first,plan} | wc -l) steps for each kernel"
+echo "$(cat "$root/vm/first" "$work/plan" | wc -l) steps for each kernel"
 pack "$root" >"$work/root.cpio"
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+seconds=21600
+[[ -z $quick ]] || seconds=900
+[[ -z $minutes ]] || seconds=$((minutes * 60))
 failed=()
 for kernel in "${kernels[@]}"; do
-	run_kernel "$kernel" "$([[ -n $quick ]] && echo 900 || echo 21600)"
+	run_kernel "$kernel" "$seconds"
 	results "$cache/console-$kernel.log" >"$work/results"
+	[[ -z $minutes ]] || sed -i '/^unfinished /d; /^failed machine$/d' "$work/results"
 	keep_results "$work/results" "$cache/results-$kernel"
 	report "$kernel" "$work/results" || failed+=("$kernel")
 done

@@ -653,7 +653,7 @@ fn a_socket_that_stays_locked_keeps_nobody_waiting_for_ever() {
         deadline.until("adopt to give up", || adopting.is_finished());
         let ran = adopting.join().expect("adopt");
         assert_eq!(ran.code, Some(1), "{ran:?}");
-        assert!(ran.stderr.contains("stayed locked"), "{ran:?}");
+        assert!(ran.stderr.contains("socket locked"), "{ran:?}");
         // It is locked still, and waited for; nothing else is.
         assert!(!sender.is_finished());
         for words in [

@@ -329,7 +329,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn stuck() -> Error {
     Error::Failed(format!(
-        "a socket stayed locked for {} s: a process is kept in the middle of a send or recv, by memory that does not answer (FUSE, NFS, userfaultfd)\n  \
+        "a walk over the sockets gave no answer in {} s: a process is stopped, or kept in the middle of a send or recv by memory that does not answer (FUSE, NFS, userfaultfd), with its socket locked, or this machine has no time\n  \
          Connections that were not adopted stay on the stack. When that process goes on or has ended, adopt again.",
         PATIENCE.as_secs()
     ))
