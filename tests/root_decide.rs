@@ -253,10 +253,6 @@ fn denied(case: &mut DecideCase) {
     case.view.why = index(WHYS, "denied");
 }
 
-fn short_of_memory(case: &mut DecideCase) {
-    case.view.why = index(WHYS, "pressure");
-}
-
 fn streaming(case: &mut DecideCase) {
     case.conf.stream_limit = 100;
     case.st.lost = 100;
@@ -418,11 +414,10 @@ const STAY: &[Decision] = &[
         },
         "denied",
     ),
-    ("short of memory", short_of_memory, "pressure"),
     (
-        "short of memory, unread messages",
+        "short of memory is no reason to pass unread messages by",
         |c| {
-            short_of_memory(c);
+            c.view.why = index(WHYS, "pressure");
             queued(c, 1, 64);
         },
         "redirected",

@@ -15,6 +15,7 @@ use common::books::assert_balanced;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
+use common::instance::Stats;
 use common::pair::Options;
 use common::pair::Pair;
 use common::rng::Rng;
@@ -27,7 +28,7 @@ const CONNECTIONS: usize = 3;
 /// Times that the instance goes and comes back while they run.
 const CYCLES: u64 = 5;
 /// Budgets so small that paths change all the time, and streams that leave.
-const OPTIONS: &[&str] = &["--budget-messages", "4", "--stream-limit", "2000"];
+const OPTIONS: &[&str] = &["--budget-messages", "4", "--stream-limit", "500"];
 
 /// One connection from beginning to end, for event loops.
 fn one_connection(name: &str, rng: &mut Rng, messages: &AtomicU64) {
@@ -120,13 +121,18 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// At least so many messages and changes; fails when a byte is lost, reordered or
-/// not its own.
+/// Senders that left for good.
+fn streams(stats: &Stats) -> u64 {
+    stats.by_reason("ejected", "stream")
+}
+
+/// At least so many messages and changes, and a stream that is ejected in each life
+/// of the instance; fails when a byte is lost, reordered or not its own.
 fn soak(name: &str, messages: u64, changes: u64) {
     let rng = &mut Rng::for_test(name);
     let cgroup = &Cgroup::new(name);
     let _joined = cgroup.join();
-    let (mut redirected, mut done) = (0, 0);
+    let (mut redirected, mut ejected, mut done) = (0, 0, 0);
     under_traffic(&mut rng.fork(), |sent| {
         for cycle in 1..=CYCLES {
             let instance = Instance::enable(cgroup, OPTIONS);
@@ -134,11 +140,18 @@ fn soak(name: &str, messages: u64, changes: u64) {
                 meddle(&instance, cgroup, rng);
                 done += 1;
             }
-            redirected += assert_balanced(&instance).redirected_messages();
+            Deadline::seconds(300).until("a stream that is ejected", || {
+                meddle(&instance, cgroup, rng);
+                done += 1;
+                streams(&instance.stats()) > 0
+            });
+            let stats = assert_balanced(&instance);
+            redirected += stats.redirected_messages();
+            ejected += streams(&stats);
             instance.disable().ok();
         }
         println!(
-            "{name}: {} messages, {redirected} redirected, {done} changes",
+            "{name}: {} messages, {redirected} redirected, {ejected} ejected as streams, {done} changes",
             sent()
         );
     });

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
 use plotters::data::float::FloatPrettyPrinter;
 use plotters::element::DashedPathElement;
@@ -102,20 +103,12 @@ fn draw_bars(area: &Area, unit: &str, groups: &[Group]) -> Drawn {
         let of = of.find(|(n, _)| (count(*n) - x).abs() < 0.01);
         of.map_or(String::new(), |(_, group)| bytes(group.size))
     };
-    chart
-        .configure_mesh()
+    let mut mesh = chart.configure_mesh();
+    dress(&mut mesh, unit)
         .disable_x_mesh()
-        .max_light_lines(0)
-        .y_labels(7)
-        .bold_line_style(GREY.mix(0.4))
-        .axis_style(GREY)
-        .label_style(FONT)
-        .x_desc("message size, bytes")
-        .y_desc(unit)
         .x_labels(2 * room + 2)
         .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
         .x_label_formatter(&|x| label(*x))
-        .y_label_formatter(&|y| scaled(*y))
         .draw()?;
     for (n, group) in groups.iter().enumerate() {
         let width = 0.8 / count(group.bars.len());
@@ -153,17 +146,9 @@ fn draw_lines(area: &Area, unit: &str, lines: &[Line]) -> Drawn {
         // Ten times the tenth power can be a little less than the eleventh.
         (low * 0.999..high * 1.001).log_scale(),
     )?;
-    chart
-        .configure_mesh()
-        .max_light_lines(0)
-        .y_labels(7)
-        .bold_line_style(GREY.mix(0.4))
-        .axis_style(GREY)
-        .label_style(FONT)
-        .x_desc("message size, bytes")
-        .y_desc(unit)
+    let mut mesh = chart.configure_mesh();
+    dress(&mut mesh, unit)
         .x_label_formatter(&|x| bytes(*x))
-        .y_label_formatter(&|y| scaled(*y))
         .draw()?;
     for line in lines {
         let path = line.points.iter().map(|&(x, y, _)| (x, y.max(low)));
@@ -189,6 +174,21 @@ fn builder<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
         .x_label_area_size(40)
         .y_label_area_size(60);
     builder
+}
+
+/// Axes, and what they count.
+fn dress<'m, 'a, 'b, X: Ranged, Y: Ranged<ValueType = f64>, DB: DrawingBackend>(
+    mesh: &'m mut MeshStyle<'a, 'b, X, Y, DB>,
+    unit: &str,
+) -> &'m mut MeshStyle<'a, 'b, X, Y, DB> {
+    mesh.max_light_lines(0)
+        .y_labels(7)
+        .bold_line_style(GREY.mix(0.4))
+        .axis_style(GREY)
+        .label_style(FONT)
+        .x_desc("message size, bytes")
+        .y_desc(unit)
+        .y_label_formatter(&|y| scaled(*y))
 }
 
 /// A chart of nothing but names.

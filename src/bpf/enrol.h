@@ -96,7 +96,7 @@ static __always_inline __u32 sa_meet_active(struct sa_sock *st, const struct tcp
 	int err;
 
 	err = bpf_map_update_elem(&sa_conns, &st->conn_id, &sa_empty_conn, BPF_NOEXIST);
-	if (err && sa_update_reason(err) == SA_REASON_MAP_FULL) {
+	if (sa_update_reason(err) == SA_REASON_MAP_FULL) {
 		st->conn_id = 0;
 		return SA_REASON_MAP_FULL;
 	}

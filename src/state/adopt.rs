@@ -44,7 +44,7 @@ pub struct Adopted {
 pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
     let instance = Instance::open_to_write(place)?;
     let mut storage = MaybeUninit::uninit();
-    let adoption = Adoptions(load(&instance, &mut storage)?);
+    let adoption = Adoptions(load(&instance, &mut storage, dry_run)?);
     let adopted = look_and_enrol(&instance, &adoption, dry_run);
     if adopted.is_err() {
         // A walk may be under way still, and this lock is free from here on.
@@ -63,6 +63,12 @@ fn look_and_enrol(instance: &Instance, adoption: &Adoptions<'_>, dry_run: bool) 
         .len()
         .min((instance.max_sockets()?.saturating_mul(LOOK) / 2) as usize);
     no_room(pairs.split_off(looked_at), &mut left);
+    if pairs.is_empty() {
+        return Ok(Adopted {
+            connections: pairs,
+            left,
+        });
+    }
     for pair in &pairs {
         adoption.begin(pair)?;
     }
@@ -237,10 +243,11 @@ fn no_callbacks(error: i32) -> Error {
     ))
 }
 
-/// Loads the walks over the maps of the instance.
+/// Loads the walks over the maps of the instance; with `dry_run` none that enrols.
 fn load<'obj>(
     instance: &Instance,
     storage: &'obj mut MaybeUninit<OpenObject>,
+    dry_run: bool,
 ) -> Result<skel::AdoptSkel<'obj>> {
     let mut open = skel::AdoptSkelBuilder::default()
         .open(storage)
@@ -250,6 +257,8 @@ fn load<'obj>(
         .sa_adoptions
         .set_max_entries(instance.max_sockets()?.saturating_mul(LOOK))
         .map_err(|e| Error::bpf("size map", "sa_adoptions", &e))?;
+    open.progs.sa_adopt_active.set_autoload(!dry_run);
+    open.progs.sa_adopt_passive.set_autoload(!dry_run);
     open.load()
         .map_err(|e| Error::bpf("load", "the BPF programs of adopt", &e))
 }

@@ -1,6 +1,7 @@
 //! The sockets of this machine, as their processes have them open and as the
 //! tables know them, put together to connections.
 
+use std::cell::OnceCell;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -49,11 +50,11 @@ pub struct End {
     /// yet, or of a process that cannot be seen from here.
     pub open: Option<OpenSocket>,
     /// In `sa_sockhash` now.
-    pub enrolled: Option<Dump>,
-    /// What its own programs noted, if they ever saw it.
-    pub record: Option<Sock>,
-    /// What it told its peer.
-    pub side: Option<Side>,
+    pub enrolled: Option<Box<Dump>>,
+    /// What its own programs noted of one that is not.
+    noted: Option<Box<Sock>>,
+    /// What it told its peer, where nothing is noted.
+    pub side: Option<Box<Side>>,
     /// Why it was passed over when it was established, if that is still known.
     pub passed: Option<u32>,
 }
@@ -144,13 +145,13 @@ type Holders = HashSet<u64>;
 /// The sockets in `sa_sockhash`.
 fn enrolled(dir: &Path) -> Result<Ends> {
     let end = |dump: Dump| {
-        let sock = dump.sock;
+        let sock = &dump.sock;
+        let known = End::known(sock.cookie, sock.netns_cookie, &sock.tuple);
         let end = End {
-            enrolled: Some(dump),
-            record: Some(sock),
-            ..End::known(sock.cookie, sock.netns_cookie, &sock.tuple)
+            enrolled: Some(Box::new(dump)),
+            ..known
         };
-        (sock.cookie, end)
+        (end.cookie, end)
     };
     Ok(sockets::read(dir)?.into_iter().map(end).collect())
 }
@@ -164,7 +165,7 @@ fn merge_open(
     wanted: Wanted,
 ) -> Result<(Holders, u64)> {
     let records: Table<i32, Sock> = instance.table("sa_socks")?;
-    let known = ends.values().filter_map(|end| end.enrolled);
+    let known = ends.values().filter_map(|end| end.enrolled.as_ref());
     let mut by_inode: HashMap<u64, Option<u64>> = known
         .filter(|dump| dump.inode != 0)
         .map(|dump| (dump.inode.into(), Some(dump.sock.cookie)))
@@ -223,9 +224,10 @@ fn ask(fd: &OwnedFd, records: &Table<i32, Sock>) -> Result<Option<End>> {
         netns_cookie: number(libc::SO_NETNS_COOKIE),
         open: None,
         enrolled: None,
-        record: records
+        noted: records
             .get(&fd.as_raw_fd())?
-            .filter(|sock| sock.cookie == cookie),
+            .filter(|sock| sock.cookie == cookie)
+            .map(Box::new),
         side: None,
         passed: None,
     }))
@@ -253,7 +255,7 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 
 /// What the other tables know of these and of others.
 fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
-    if ends.values().any(|end| end.record.is_none()) {
+    if ends.values().any(|end| end.record().is_none()) {
         for (_, passed) in instance.table::<u32, Passed>("sa_passed")?.entries()? {
             if let Some(end) = ends.get_mut(&passed.cookie) {
                 end.passed = Some(passed.reason);
@@ -269,9 +271,12 @@ fn merge_tables(instance: &Instance, ends: &mut Ends) -> Result<()> {
             if conn.left & (1 << index) != 0 && !ends.contains_key(&side.cookie) {
                 continue;
             }
-            ends.entry(side.cookie)
-                .or_insert_with(|| End::known(side.cookie, side.netns_cookie, &side.tuple))
-                .side = Some(side);
+            let end = ends
+                .entry(side.cookie)
+                .or_insert_with(|| End::known(side.cookie, side.netns_cookie, &side.tuple));
+            if end.record().is_none() {
+                end.side = Some(Box::new(side));
+            }
         }
     }
     Ok(())
@@ -285,7 +290,7 @@ fn fits(end: &End, wanted: Wanted, holders: &Holders) -> bool {
         Wanted::Port(port) => end.local.port() == port || end.remote.port() == port,
         Wanted::Pid(pid) => {
             holders.contains(&end.cookie)
-                || (end.open.is_none() && end.record.is_some_and(|sock| sock.tgid == pid))
+                || (end.open.is_none() && end.record().is_some_and(|sock| sock.tgid == pid))
         }
     }
 }
@@ -293,6 +298,12 @@ fn fits(end: &End, wanted: Wanted, holders: &Holders) -> bool {
 /// Finds the other end of each.
 struct Peers<'a> {
     ends: &'a Ends,
+    /// Most know their peer.
+    index: OnceCell<Index>,
+}
+
+/// Cookies, by what else tells the two ends of a connection.
+struct Index {
     /// The one that knows this cookie as its peer's.
     pointing: HashMap<u64, u64>,
     /// Both ends of a connection by its id.
@@ -300,48 +311,60 @@ struct Peers<'a> {
     by_names: HashMap<(SocketAddr, SocketAddr, u64), u64>,
 }
 
-impl<'a> Peers<'a> {
-    fn new(ends: &'a Ends) -> Self {
-        let mut peers = Self {
-            ends,
+impl Index {
+    fn new(ends: &Ends) -> Self {
+        let mut index = Self {
             pointing: HashMap::new(),
             by_id: HashMap::new(),
             by_names: HashMap::new(),
         };
         for end in ends.values() {
-            if let Some(sock) = end.record {
-                peers.pointing.insert(sock.peer_cookie, end.cookie);
-                peers
+            if let Some(sock) = end.record() {
+                index.pointing.insert(sock.peer_cookie, end.cookie);
+                index
                     .by_id
                     .entry(sock.conn_id)
                     .or_default()
                     .push(end.cookie);
             }
             let names = (end.local, end.remote, end.netns_cookie);
-            peers.by_names.insert(names, end.cookie);
+            index.by_names.insert(names, end.cookie);
         }
         // Not known is no name.
-        peers.pointing.remove(&0);
-        peers.by_id.remove(&0);
-        peers
+        index.pointing.remove(&0);
+        index.by_id.remove(&0);
+        index
+    }
+}
+
+impl<'a> Peers<'a> {
+    fn new(ends: &'a Ends) -> Self {
+        Self {
+            ends,
+            index: OnceCell::new(),
+        }
     }
 
     /// By what the programs found; else by the tuple, where nothing translates it.
     fn of(&self, end: &End) -> Option<&'a End> {
-        let told = end.record.map(|sock| sock.peer_cookie).filter(|c| *c != 0);
+        let told = end
+            .record()
+            .map(|sock| sock.peer_cookie)
+            .filter(|c| *c != 0);
         if let Some(cookie) = told {
             return self.ends.get(&cookie);
         }
+        let index = self.index.get_or_init(|| Index::new(self.ends));
         let is_other = |cookie: &&u64| **cookie != end.cookie;
         let same_connection = || {
-            let both = self.by_id.get(&end.record?.conn_id)?;
+            let both = index.by_id.get(&end.record()?.conn_id)?;
             both.iter().find(is_other)
         };
         let mirrored = || {
             let names = (end.remote, end.local, end.netns_cookie);
-            self.by_names.get(&names).filter(is_other)
+            index.by_names.get(&names).filter(is_other)
         };
-        let cookie = self
+        let cookie = index
             .pointing
             .get(&end.cookie)
             .or_else(same_connection)
@@ -360,34 +383,39 @@ impl End {
             netns_cookie,
             open: None,
             enrolled: None,
-            record: None,
+            noted: None,
             side: None,
             passed: None,
         }
     }
 
+    /// What its own programs noted, if they ever saw it.
+    pub fn record(&self) -> Option<&Sock> {
+        let enrolled = self.enrolled.as_ref().map(|dump| &dump.sock);
+        enrolled.or(self.noted.as_deref())
+    }
+
     /// Whether it connected; `None` where that is not known.
     pub fn role(&self) -> Option<bool> {
-        let role = self
-            .record
-            .map(|sock| sock.role)
-            .or(self.side.map(|side| u32::from(side.role)))?;
+        let role = match self.record() {
+            Some(sock) => sock.role,
+            None => self.side.as_ref()?.role.into(),
+        };
         Some(role == ROLE_ACTIVE)
     }
 
     /// Both ends as the programs keep them.
     pub fn tuple(&self) -> Option<Tuple> {
-        self.record
-            .map(|sock| sock.tuple)
-            .or(self.side.map(|side| side.tuple))
+        let told = || self.side.as_ref().map(|side| side.tuple);
+        self.record().map(|sock| sock.tuple).or_else(told)
     }
 
     /// The process that has it open, or was seen using it.
     pub fn pid(&self) -> Option<u32> {
         self.open
             .map(|open| open.pid)
-            .or(self.record.map(|sock| sock.tgid))
-            .or(self.side.map(|side| side.tgid))
+            .or(self.record().map(|sock| sock.tgid))
+            .or(self.side.as_ref().map(|side| side.tgid))
             .filter(|pid| *pid > 0)
     }
 

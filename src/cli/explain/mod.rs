@@ -249,7 +249,7 @@ impl<'a> ConnectionRow<'a> {
 
 impl<'a> EndRow<'a> {
     fn new(end: &End, look: Option<&'a Look>) -> Self {
-        let reason = end.record.map_or(0, |sock| match sock.skipped {
+        let reason = end.record().map_or(0, |sock| match sock.skipped {
             0 => sock.ejected,
             skipped => skipped,
         });
@@ -265,7 +265,7 @@ impl<'a> EndRow<'a> {
             cgroup: look.and_then(|look| look.cgroup.as_deref()),
             nonblocking: look.map(|look| look.nonblocking),
             options: look.map(|look| &*look.options),
-            seen: end.record.is_some(),
+            seen: end.record().is_some(),
             enrolled: end.enrolled.is_some(),
             reason: REASONS
                 .get(reason as usize)
@@ -277,13 +277,13 @@ impl<'a> EndRow<'a> {
 
 impl<'a> DirectionRow<'a> {
     fn new(from: &End, direction: &'a Direction) -> Self {
-        let sock = from.record;
+        let sock = from.record();
         Self {
             from: from.local,
             to: from.remote,
             accelerated: direction.accelerated,
             why: &direction.why,
-            path: from.enrolled.and(sock).map(|sock| {
+            path: from.enrolled.as_ref().and(sock).map(|sock| {
                 if sock.path == PATH_REDIRECT {
                     "redirect"
                 } else {

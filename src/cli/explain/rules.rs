@@ -147,7 +147,7 @@ impl Setting<'_> {
         }
         if let (Some(tuple), Some(true)) = (
             from.end.tuple(),
-            from.end.record.map(|sock| sock.cookie != 0),
+            from.end.record().map(|sock| sock.cookie != 0),
         ) {
             rules.extend(self.tables(from.end, to.map(|to| to.end), &tuple)?);
         }
@@ -163,7 +163,7 @@ impl Setting<'_> {
 
     fn conclude(&self, from: &End, to: Option<&End>, rules: Vec<Rule>) -> Direction {
         let on_redirect =
-            from.enrolled.is_some() && from.record.is_some_and(|sock| sock.path == PATH_REDIRECT);
+            from.enrolled.is_some() && from.record().is_some_and(|sock| sock.path == PATH_REDIRECT);
         let accelerated =
             self.config.enabled != 0 && on_redirect && to.is_some_and(|to| to.enrolled.is_some());
         let is_broken = |rule: &&Rule| rule.holds == Some(false);
@@ -217,14 +217,15 @@ impl Setting<'_> {
                 format!("the {who}'s socket belongs to {path}, enabled by {}: {process}", enabled.display()),
             )),
             Some((path, None)) => rules.push(
-                Rule::new("cgroup", end.record.is_some(), format!("the {who}'s socket belongs to cgroup {path}, which is not enabled: {process}"))
+                Rule::new("cgroup", end.record().is_some(), format!("the {who}'s socket belongs to cgroup {path}, which is not enabled: {process}"))
                     .remedy(format!("sockaccel enable --cgroup {path}{}, then let the program connect again", instance_option(self.instance.name()))),
             ),
             None => rules.push(Rule::new("cgroup", None, format!("the {who}'s cgroup cannot be seen: {process}"))),
         }
-        let Some(sock) = end.record else {
+        let Some(sock) = end.record() else {
             let skipped = end
                 .side
+                .as_ref()
                 .map(|side| side.skipped)
                 .filter(|reason| *reason != 0)
                 .or(end.passed);
@@ -329,7 +330,7 @@ impl Setting<'_> {
             &server,
         )?);
         if from.enrolled.is_some()
-            && let Some(sock) = from.record
+            && let Some(sock) = from.record()
         {
             rules.push(self.verdict(sock.verdict, sock.generation, sock.policy_tier));
         }
@@ -465,6 +466,7 @@ impl Setting<'_> {
         let nonblocking = to.look.map(|look| look.nonblocking).or(to
             .end
             .enrolled
+            .as_ref()
             .filter(|dump| dump.inode != 0)
             .map(|dump| dump.nonblock != 0));
         let accelerate = self.config.blocking != 0;
@@ -493,7 +495,7 @@ impl Setting<'_> {
                     .remedy("the program's own choice; leave the option out"),
             );
         }
-        if let Some(sock) = from.record.filter(|_| from.enrolled.is_some()) {
+        if let Some(sock) = from.record().filter(|_| from.enrolled.is_some()) {
             let evidence = match sock.marks {
                 0 => "nobody was seen splicing or setting such options on this connection",
                 marks if marks & MARK_SPLICING != 0 => {
@@ -510,11 +512,11 @@ impl Setting<'_> {
 
     /// Budgets, company and what the last message met.
     fn path(&self, from: &End, to: Option<&End>) -> Vec<Rule> {
-        let Some(sock) = from.record else {
+        let Some(sock) = from.record() else {
             return Vec::new();
         };
         let unread = to
-            .and_then(|to| to.enrolled)
+            .and_then(|to| to.enrolled.as_ref())
             .map_or((0, 0), |dump| (dump.unread_messages, dump.unread_bytes));
         let config = &self.config;
         let within = sock.queued_messages < config.budget_messages
@@ -586,10 +588,10 @@ fn refused(who: &str, how: &str, reason: u32) -> Rule {
 
 /// The tables are neither the old ones nor the new ones.
 fn unfinished(from: &End) -> Rule {
-    let is_judged = |sock: Sock| {
+    let is_judged = |sock: &Sock| {
         sock.generation != 0 && ![CHANGING, UNPAIRED, PEER_STATE].contains(&sock.verdict)
     };
-    let judged = from.record.is_some_and(is_judged);
+    let judged = from.record().is_some_and(is_judged);
     let what = if judged {
         "this direction keeps its verdict"
     } else {
@@ -600,7 +602,7 @@ fn unfinished(from: &End) -> Rule {
 }
 
 fn pair(from: &End, to: Option<&End>) -> Rule {
-    let Some(sock) = from.record else {
+    let Some(sock) = from.record() else {
         return Rule::new("pair", None, "not known");
     };
     let role = if from.role() == Some(true) {
@@ -610,6 +612,7 @@ fn pair(from: &End, to: Option<&End>) -> Rule {
     };
     let meets = to.is_some_and(|to| {
         to.enrolled
+            .as_ref()
             .is_some_and(|dump| dump.sock.peer_cookie == from.cookie)
     });
     match sock.peer_cookie {
