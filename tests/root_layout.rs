@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use common::bpffs::pins;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
@@ -226,16 +227,29 @@ fn with_missing_pins_it_gets_no_programs_of_this_version() {
         let instance = Instance::enable(&cgroup, &[]);
         let [_idle, pair] = make(&cgroup, &instance, OTHERS[0].1, pin);
         let (dir, ids) = (dir(&instance), map_ids(&instance));
-        for name in [pin, "sa_iter_dump"] {
-            fs::remove_file(dir.join(name)).expect("unpin");
+        let link = || {
+            let mut links = pins(&dir).into_iter();
+            links.find(|link| link.ends_with("sa_connect4") && link.parent() != Some(&dir))
+        };
+        let gone = [
+            dir.join(pin),
+            dir.join("sa_iter_dump"),
+            link().expect("a link"),
+        ];
+        for pin in gone {
+            fs::remove_file(&pin).unwrap_or_else(|e| panic!("{}: {e}", pin.display()));
         }
+        let assert_left_alone = |when: &str| {
+            assert!(!dir.join("sa_iter_dump").exists(), "{pin}: {when}");
+            assert_eq!(link(), None, "{pin}: {when}");
+        };
         assert_refused(&instance.run(&["upgrade"]), &instance, pin);
-        assert!(!dir.join("sa_iter_dump").exists(), "{pin}");
+        assert_left_alone("upgrade");
 
         let _ = fs::remove_file(dir.join(pin));
         let ran = instance.run(&["disable", "--timeout", "0"]);
         assert_eq!(ran.code, Some(7), "{pin}: {ran:?}");
-        assert!(!dir.join("sa_iter_dump").exists(), "{pin}");
+        assert_left_alone("disable");
         let mut got = [0; 12];
         recv_all(&pair.server, &mut got, Deadline::seconds(10));
         assert_eq!(&got, b"redirected, ", "{pin}");
