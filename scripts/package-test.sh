@@ -195,6 +195,35 @@ chroot "$root" systemd-analyze verify --man=yes sockaccel.service >"$work/verify
 	die "systemd-analyze verify: $(cat "$work/verify")"
 ! grep sockaccel "$work/verify" || die "systemd-analyze complains of the unit"
 
+# In a root with an instance and no /sys of its own: who would be called writes that
+# down and does not come back.
+echo "the script after installing, where systemd does not run, and where an upgrade hangs"
+shim=$root/tmp/shim
+mkdir -p "$shim" "$root"/sys/fs/bpf/sockaccel/{web,run-1-2,_new-web}
+cat >"$shim/sockaccel" <<-'EOF'
+	#!/bin/sh
+	echo "$@" >>/tmp/shim/called
+	exec sleep 1000
+EOF
+# Sooner.
+cat >"$shim/timeout" <<-'EOF'
+	#!/bin/sh
+	shift
+	exec /usr/bin/timeout 1 "$@"
+EOF
+chmod +x "$shim"/{sockaccel,timeout}
+postinst() {
+	timeout 60 chroot "$root" env PATH=/tmp/shim:/usr/sbin:/usr/bin:/sbin:/bin sh -s configure 0.0 \
+		<packaging/deb/postinst >"$work/log" 2>&1 || die "the script after installing: $? $(cat "$work/log")"
+}
+postinst
+[[ ! -e $shim/called ]] || die "without systemd it calls: $(cat "$shim/called")"
+mkdir -p "$root/run/systemd/system"
+postinst
+[[ $(cat "$shim/called") == "upgrade --instance web" ]] || die "it calls: $(cat "$shim/called")"
+grep -q "instance web goes on" "$work/log" || die "an upgrade that hangs is not told of: $(cat "$work/log")"
+rm -r "$shim" "$root/run/systemd" "$root/sys/fs"
+
 echo "booting it"
 mkdir -p "$cgroup"
 (
@@ -308,7 +337,6 @@ programs() {
 build_at=64 layout_at=0
 poke default "$build_at" 1 2 3 4 5 6 7 8
 [[ $(programs) == other ]] || die "struct sa_config has changed: see $0"
-layout=$(inside perl -e "$bpf" other 0 | sed -n 1p | cut -d' ' -f$((layout_at + 1)))
 poke other "$layout_at" 99
 before=$(verdict_program)
 inside env DEBIAN_FRONTEND=noninteractive apt-get install -y /tmp/newer.deb >"$work/log" 2>&1 ||
@@ -320,8 +348,10 @@ inside dpkg --status sockaccel | grep -q '^Version: .*+newer$' || die "the newer
 [[ $(inside systemctl show -P NeedDaemonReload sockaccel) == no ]] || die "systemd does not know the new unit"
 grep -q "instance other goes on" "$work/log" ||
 	die "it is not told that an instance could not be upgraded: $(cat "$work/log")"
-poke other "$layout_at" "$layout"
+grep -q "sockaccel disable --instance other, then enable it again" "$work/log" ||
+	die "it is not told how to change over: $(cat "$work/log")"
 inside sockaccel disable --instance other
+! inside test -e /sys/fs/bpf/sockaccel/other || die "the instance of another layout is still there"
 counted=$(inside sockaccel stats --json | jq -r .redirected_messages)
 end_part "under the upgrade"
 end=$(inside sockaccel stats --json | jq -r .redirected_messages)
@@ -331,10 +361,25 @@ expect_off "still enabled after the stop"
 end_part "at the stop"
 stop_talking
 
-echo "removing the package while its unit is active"
+echo "a connection, while the unit changes over from an instance of another layout"
+unit start
+start_talking "$cgroup/web" nsenter --target "$init" --mount --pid --net --root
+end_part "while accelerated"
+inside sockaccel assert --redirected-messages '>=300' --redirected-share '>0.7'
+poke default "$layout_at" 99
+! inside sockaccel status >/dev/null 2>&1 || die "struct sa_config has changed: see $0"
+unit restart
+[[ $(programs) == current ]] || die "the unit did not change over"
+end_part "when the unit changed over"
+unit stop
+end_part "at the stop"
+stop_talking
+
+echo "removing the package while its unit is active, with an instance of another layout"
 unit enable
 unit start
 inside sockaccel status >/dev/null
+poke default "$layout_at" 99
 gone() {
 	local left
 	left=$(find "$root/etc" "$root/usr" "$root/var/lib" -name '*sockaccel*' ! -type d)

@@ -31,6 +31,7 @@ use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
 use common::instance::Ran;
+use common::layout;
 use common::other_program::OtherProgram;
 use common::other_program::attached_to;
 use common::pair::Pair;
@@ -1114,27 +1115,6 @@ fn ways_out_name_the_instance() {
     world.sh("disable --instance web").ok();
 }
 
-#[test]
-fn another_layout_is_refused() {
-    let world = World::new();
-    let cgroup = Cgroup::new("cli");
-    world.enable(&cgroup, "").ok();
-    let path = world.bpffs.base().join("default/sa_config");
-    let map = libbpf_rs::MapHandle::from_pinned_path(&path).expect("sa_config");
-    let key = 0_u32.to_ne_bytes();
-    let any = libbpf_rs::MapFlags::ANY;
-    let own = map.lookup(&key, any).expect("look up").expect("an element");
-    let mut other = own.clone();
-    other[..4].copy_from_slice(&1_u32.to_ne_bytes());
-    map.update(&key, &other, any).expect("update");
-    for words in ["upgrade", "disable", "status", &enable_words(&cgroup, "")] {
-        let ran = world.sh(words);
-        assert_fails(&ran, 3, "drain it with the version that made it", words);
-    }
-    map.update(&key, &own, any).expect("update");
-    world.sh("disable").ok();
-}
-
 /// Nothing can be found any more, and nothing is attached: a new start.
 #[test]
 fn a_bpffs_that_was_unmounted_takes_all_of_it_away() {
@@ -1541,6 +1521,61 @@ fn a_drain_killed_at_any_step_can_be_finished() {
         },
     );
     assert!(redirected_again > 0);
+    drop(joined);
+}
+
+/// The same of an instance that another version made. What is killed is followed by
+/// another drain, or by one that drops.
+#[test]
+fn a_drain_of_another_layout_killed_at_any_step_can_be_finished() {
+    let world = World::new();
+    let cgroup = Cgroup::new("cli");
+    let joined = cgroup.join();
+    let dir = world.bpffs.base().join("default");
+    let pair = std::cell::RefCell::new(Pair::new());
+    let deadline = Deadline::seconds(60);
+    let probe = Probe::new();
+    let mut waited = 0;
+    kill_at_each_step(
+        &world,
+        "disable --timeout 0 --json",
+        || {
+            world.enable(&cgroup, "").ok();
+            pair.replace(Pair::new());
+            world.warm_up(&pair.borrow(), "enabled");
+            layout::number(&dir, layout::OTHER);
+        },
+        |case, step| {
+            let pair = pair.borrow();
+            // Redirected still, unless it has been drained.
+            send_all(&pair.client, b"unread", deadline);
+            let mut got = [0; 6];
+            if step % 3 == 2 {
+                let told = world.json("disable --now");
+                // All of it or nothing: by TCP, where the direction had been cut.
+                send_all(&pair.client, b"after!", deadline);
+                recv_all(&pair.server, &mut got, deadline);
+                if told["dropped"] != Value::Null || &got != b"after!" {
+                    assert_eq!(&got, b"unread", "{case}");
+                    recv_all(&pair.server, &mut got, deadline);
+                }
+                assert_eq!(&got, b"after!", "{case}");
+            } else {
+                let ran = world.sh("disable --timeout 0");
+                assert!(matches!(ran.code, Some(0 | 7)), "{case}: {ran:?}");
+                waited += usize::from(ran.code == Some(7));
+                recv_all(&pair.server, &mut got, deadline);
+                assert_eq!(&got, b"unread", "{case}");
+                world.sh("disable").ok();
+            }
+            world.assert_empty(case);
+            assert_eq!(attached_to(cgroup.path()), NONE, "{case}");
+            probe.assert_plain(&pair.client, case);
+            probe.assert_plain(&pair.server, case);
+            round_trip(&pair);
+        },
+    );
+    assert!(waited > 0);
     drop(joined);
 }
 

@@ -23,10 +23,12 @@ use serde_json::Value;
 
 use common::bpffs::Bpffs;
 use common::cgroup;
+use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::helper;
 use common::helper::Channel;
 use common::helper::Helper;
+use common::layout;
 use common::pair::Options;
 use common::pair::Pair;
 use common::pair::accept;
@@ -546,6 +548,31 @@ fn what_a_killed_run_leaves_goes_with_the_next() {
     helper.say("end");
     let cgroup = cgroup_of(&instances[0]);
     Deadline::seconds(30).until("the cgroup is empty", || fs::remove_dir(&cgroup[0]).is_ok());
+}
+
+#[test]
+fn what_a_killed_run_of_another_version_leaves_goes_with_the_next() {
+    let place = Place::new();
+    let mut helper = warm_helper(&place, "o");
+    let instances = place.instances();
+    helper.signal(Signal::SIGKILL);
+    helper.wait();
+    let path = cgroup_of(&instances[0]).remove(0);
+    // And one whose cgroup somebody has removed.
+    {
+        let gone = Cgroup::new("run-gone");
+        let path = gone.path().display();
+        let enable = format!("enable --instance run-1-1 --allow fionread --cgroup {path}");
+        place.bpffs.sh(&enable).ok();
+    }
+    for instance in [&instances[0], "run-1-1"] {
+        layout::number(&place.bpffs.base().join(instance), layout::OTHER);
+    }
+    let _ = place.sweep();
+    assert_eq!(place.instances(), Vec::<String>::new());
+    exchange(&mut helper);
+    helper.say("end");
+    Deadline::seconds(30).until("the cgroup is empty", || fs::remove_dir(&path).is_ok());
 }
 
 /// Killed between its changes, some of them: the next run leaves nothing.

@@ -15,6 +15,26 @@
 
 #define SA_LAYOUT 5
 
+/*
+ * What every layout keeps, whatever else it changes: so much lets any version
+ * disable an instance of any other, whose pinned programs know their own layout.
+ *
+ * - The directory of an instance, its lock and the names in it that begin with
+ *   cgroup-, draining- and _ are those of src/state/dir.rs and drain.rs.
+ * - sa_config begins with the words `layout` and `enabled`. It may be longer or
+ *   shorter behind them; with `enabled` 0 nothing more is enrolled.
+ * - sa_cgroups has the __u64 id of a cgroup as its key and a __u32 as its value.
+ *   What is in none of these cgroups, nor below one, is to leave.
+ * - sa_sockops_off may replace sa_sockops in the link of that name of a cgroup:
+ *   it enrols nothing, and guards what is enrolled.
+ * - sa_iter_drain and sa_iter_drop walk over sa_sockhash, whose keys are __u64,
+ *   one for each socket. A grace period comes before each walk. One that prints
+ *   nothing has left nothing that is to leave. After three of sa_iter_drain
+ *   sa_iter_drop takes out what that waits for. What they print is their own.
+ * - Unpinning all of it, and detaching sa_skmsg from sa_sockhash where there is
+ *   no link-skmsg, ends it. A socket that is still in the map loses nothing.
+ */
+
 #ifndef AF_INET
 #define AF_INET 2
 #define AF_INET6 10
@@ -283,6 +303,8 @@ struct sa_config {
 	__u64 build; /* of the programs, 0 while they are being replaced */
 };
 _Static_assert(sizeof(struct sa_config) == 72, "layout");
+_Static_assert(__builtin_offsetof(struct sa_config, layout) == 0, "kept by every layout");
+_Static_assert(__builtin_offsetof(struct sa_config, enabled) == 4, "kept by every layout");
 
 /* Of sa_listeners: a port, whatever the address. */
 struct sa_listener_key {

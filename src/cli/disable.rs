@@ -14,7 +14,7 @@ use crate::error::{Error, Result, instance_option};
 use crate::maps::layout::Dump;
 use crate::output::{count, say};
 use crate::state::cgroup::Cgroup;
-use crate::state::{Drained, Patience, disable};
+use crate::state::{Drained, Patience, Sockets, disable};
 use crate::words::duration;
 
 /// Between two lines on progress where nobody watches, and where somebody may.
@@ -47,8 +47,8 @@ pub struct Disabled<'a> {
     instance: &'a str,
     /// False when there was nothing to do.
     changed: bool,
-    /// Sockets that were taken out with unread bytes.
-    dropped: Vec<Waiting>,
+    /// Sockets that were taken out with unread bytes; null where another version made the instance.
+    dropped: Option<Vec<Waiting>>,
 }
 
 /// A socket on its way out.
@@ -88,7 +88,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     context.output.print_json(&Disabled {
         instance: &context.place.instance,
         changed: drained.changed,
-        dropped: drained.dropped.iter().map(Waiting::from).collect(),
+        dropped: match &drained.dropped {
+            Sockets::Told(sockets) => Some(sockets.iter().map(Waiting::from).collect()),
+            Sockets::Counted(_) => None,
+        },
     })
 }
 
@@ -114,12 +117,18 @@ pub fn drain(context: &Context, args: &Args) -> Result<Drained> {
              sockets stay in the table until they close",
         );
     }
-    if !drained.dropped.is_empty() {
-        say(format_args!(
+    match &drained.dropped {
+        Sockets::Told(all) if all.is_empty() => {}
+        Sockets::Told(all) => say(format_args!(
             "sockaccel: dropped {} on {}",
-            unread(&drained.dropped),
-            sockets(&drained.dropped)
-        ));
+            unread(all),
+            number(&drained.dropped)
+        )),
+        Sockets::Counted(_) => say(format_args!(
+            "sockaccel: dropped what was unread on {} or fewer; how much cannot be told of an \
+             instance that another version of sockaccel made",
+            number(&drained.dropped)
+        )),
     }
     if !drained.waiting.is_empty() {
         return Err(Error::Draining(out_of_time(
@@ -155,8 +164,16 @@ fn unread(sockets: &[Dump]) -> String {
     count(sockets.iter().map(|s| s.unread_bytes).sum(), "byte") + " unread"
 }
 
-fn sockets(sockets: &[Dump]) -> String {
-    count(sockets.len() as u64, "socket")
+fn number(sockets: &Sockets) -> String {
+    count(sockets.number() as u64, "socket")
+}
+
+/// With a comma before it, where it can be told.
+fn and_unread(waiting: &Sockets) -> String {
+    match waiting {
+        Sockets::Told(sockets) => format!(", {}", unread(sockets)),
+        Sockets::Counted(_) => String::new(),
+    }
 }
 
 fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
@@ -165,17 +182,22 @@ fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Pati
         None => String::new(),
         Some(path) => format!(" --cgroup {}", path.display()),
     };
-    let status = format!("sockaccel status{instance}");
     let again = format!("sockaccel disable{instance}{cgroup}");
+    let look = match &drained.waiting {
+        Sockets::Told(_) => format!("To see them:  sockaccel status{instance}"),
+        Sockets::Counted(_) => {
+            "Another version of sockaccel made it, so what they wait for cannot be told.".to_owned()
+        }
+    };
     format!(
-        "not drained in {:?}: {} left in instance {}, {}\n  \
-         To see them:  {status}\n  \
+        "not drained in {:?}: {} left in instance {}{}\n  \
+         {look}\n  \
          To wait on:  {again} --timeout 1m\n  \
          To lose what is unread:  {again} --now",
         patience.timeout,
-        sockets(&drained.waiting),
+        number(&drained.waiting),
         context.place.instance,
-        unread(&drained.waiting),
+        and_unread(&drained.waiting),
     )
 }
 
@@ -195,12 +217,12 @@ impl Progress {
         }
     }
 
-    fn tell(&mut self, waiting: &[Dump]) {
+    fn tell(&mut self, waiting: &Sockets) {
         if self.last.elapsed() < if self.terminal { OFTEN } else { RARELY } {
             return;
         }
         self.last = Instant::now();
-        let text = format!("draining: {} left, {}", sockets(waiting), unread(waiting));
+        let text = format!("draining: {} left{}", number(waiting), and_unread(waiting));
         if self.terminal {
             // Nobody may be reading it.
             let _ = write!(stderr(), "\r\x1b[K{text}");

@@ -3,6 +3,7 @@
 //! Ports are in host byte order, addresses in network byte order. The
 //! assertions at the end and those in the header hold both sides together.
 
+use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -340,6 +341,15 @@ pub struct Config {
     pub build: u64,
 }
 
+/// How `struct sa_config` begins in every layout: see `SA_LAYOUT`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct ConfigHead {
+    pub layout: u32,
+    pub enabled: u32,
+}
+
 macro_rules! values {
     ($($(#[$doc:meta])* $name:ident: $type:ty = $value:expr;)*) => {
         $($(#[$doc])* pub const $name: $type = $value;)*
@@ -405,4 +415,7 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 20);
     assert!(size_of::<PolicyKey>() == 28);
     assert!(size_of::<Config>() == 72);
+    assert!(offset_of!(Config, layout) == offset_of!(ConfigHead, layout));
+    assert!(offset_of!(Config, enabled) == offset_of!(ConfigHead, enabled));
+    assert!(size_of::<ConfigHead>() == 8);
 };

@@ -2,7 +2,8 @@
 //!
 //! The proof that nothing is lost is in `src/bpf/drain.h`, one walk over the map
 //! at a time; here is when to walk. What is left survives this process: sockets
-//! and guards stay, and the next command goes on.
+//! and guards stay, and the next command goes on. All of it works on an instance
+//! of any layout, by what every layout keeps: see `SA_LAYOUT` of `src/bpf/intf.h`.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -16,6 +17,9 @@ use crate::error::{Error, Result, on};
 use crate::maps::layout::Dump;
 use crate::maps::sockets;
 use crate::sys::bpf;
+
+/// One to mark, one to close the directions, one to take out.
+const WALKS: u32 = 3;
 
 /// Between two walks that found the same.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -35,11 +39,51 @@ pub struct Drained {
     /// Whether anything is different now.
     pub changed: bool,
     /// Sockets that still drain: the time is over.
-    pub waiting: Vec<Dump>,
+    pub waiting: Sockets,
     /// Sockets that were taken out with what was unread.
-    pub dropped: Vec<Dump>,
+    pub dropped: Sockets,
     /// They could not be looked at, with pins missing: they leave when they close.
     pub unseen: bool,
+}
+
+/// Sockets on their way out.
+#[derive(Debug)]
+pub enum Sockets {
+    /// As the programs tell of them.
+    Told(Vec<Dump>),
+    /// How many, at most: what programs of another layout tell cannot be read.
+    Counted(usize),
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self::Told(Vec::new())
+    }
+}
+
+impl Sockets {
+    /// How many there are.
+    pub fn number(&self) -> usize {
+        match self {
+            Self::Told(sockets) => sockets.len(),
+            Self::Counted(number) => *number,
+        }
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.number() == 0
+    }
+
+    fn add(&mut self, more: Self) {
+        match (self, more) {
+            (Self::Told(sockets), Self::Told(more)) => sockets.extend(more),
+            (sockets, more) if !more.is_empty() => {
+                *sockets = Self::Counted(sockets.number() + more.number());
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Drained {
@@ -57,33 +101,35 @@ pub fn disable(
     place: &Place,
     cgroup: Option<u64>,
     patience: Patience,
-    mut progress: impl FnMut(&[Dump]),
+    mut progress: impl FnMut(&Sockets),
 ) -> Result<Drained> {
     let start = Instant::now();
     let mut instance = match Instance::open_to_remove(place) {
         Err(Error::NotEnabled { .. }) => return Ok(Drained::default()),
         instance => instance?,
     };
+    if cgroup.is_some() {
+        instance.refuse_other_version()?;
+    }
     let mut drained = Drained::of(instance.retire(cgroup)?);
     let mut walks = 0_u32;
     loop {
-        let drop = patience.now && walks > 1;
-        let waiting = match instance.walk(if drop { Walk::Drop } else { Walk::Drain }) {
+        let drop = patience.now && walks >= WALKS;
+        let found = match instance.walk(if drop { Walk::Drop } else { Walk::Drain }) {
             Err(error) if error.is_not_found() => {
                 drained.unseen = true;
-                Vec::new()
+                Found::default()
             }
-            waiting => waiting?,
+            found => found?,
         };
         walks += 1;
-        let (dropped, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Dump::was_dropped);
-        drained.dropped.extend(dropped);
+        let waiting = found.waiting;
+        drained.dropped.add(found.dropped);
         if waiting.is_empty() {
             drained.changed |= instance.finish()? == Change::Done;
             return Ok(drained);
         }
-        // One to mark, one to close the directions, one to take out.
-        if walks < 3 {
+        if walks < WALKS {
             continue;
         }
         if !patience.now && start.elapsed() >= patience.timeout {
@@ -114,6 +160,25 @@ enum Walk {
     Drain,
     Drop,
     Keep,
+}
+
+impl Walk {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Drain => "sa_iter_drain",
+            Self::Drop => "sa_iter_drop",
+            Self::Keep => "sa_iter_keep",
+        }
+    }
+}
+
+/// What a walk came upon.
+#[derive(Debug, Default)]
+struct Found {
+    /// Sockets that are to leave and have not.
+    waiting: Sockets,
+    /// Sockets that it took out with what was unread.
+    dropped: Sockets,
 }
 
 impl Instance {
@@ -147,7 +212,7 @@ impl Instance {
         let dir = self.dir();
         let attached = self.cgroups()?;
         if attached.is_empty() {
-            self.change_config(|config| config.enabled = 0)?;
+            self.switch_off()?;
         }
         let cgroups = self.table::<u64, u32>("sa_cgroups")?;
         for (id, _) in cgroups.entries()? {
@@ -179,7 +244,7 @@ impl Instance {
         self.walk(Walk::Keep)?;
         self.walk(Walk::Keep)?;
         for _ in 0..3 {
-            if self.walk(Walk::Drain)?.is_empty() {
+            if self.walk(Walk::Drain)?.waiting.is_empty() {
                 self.finish()?;
                 break;
             }
@@ -187,18 +252,19 @@ impl Instance {
         Ok(())
     }
 
-    /// One walk; gives the sockets that are to leave and have not.
-    fn walk(&self, walk: Walk) -> Result<Vec<Dump>> {
+    fn walk(&self, walk: Walk) -> Result<Found> {
         // What was written before is known to every program that runs after.
         bpf::grace_period().map_err(|e| Error::os("wait for", "running BPF programs", e))?;
-        sockets::walk(
-            &self.dir(),
-            match walk {
-                Walk::Drain => "sa_iter_drain",
-                Walk::Drop => "sa_iter_drop",
-                Walk::Keep => "sa_iter_keep",
-            },
-        )
+        let dir = self.dir();
+        if self.refuse_other_version().is_err() {
+            return walk_other_version(&dir, walk);
+        }
+        let told = sockets::walk(&dir, walk.program())?.into_iter();
+        let (dropped, waiting) = told.partition(Dump::was_dropped);
+        Ok(Found {
+            waiting: Sockets::Told(waiting),
+            dropped: Sockets::Told(dropped),
+        })
     }
 
     /// Nothing drains any more: takes the guards down, or all of it.
@@ -216,6 +282,26 @@ impl Instance {
         }
         Ok(change)
     }
+}
+
+/// Its programs print something for each socket that is to leave and has not, and
+/// for each that they drop.
+fn walk_other_version(dir: &Path, walk: Walk) -> Result<Found> {
+    let before = sockets::number(dir)?;
+    let printed = sockets::walk_unread(dir, walk.program())?;
+    let after = if printed.is_empty() {
+        0
+    } else {
+        sockets::number(dir)?
+    };
+    let dropped = match walk {
+        Walk::Drop if !printed.is_empty() => before - after.min(before),
+        _ => 0,
+    };
+    Ok(Found {
+        waiting: Sockets::Counted(after),
+        dropped: Sockets::Counted(dropped),
+    })
 }
 
 pub(super) fn draining_dir(instance: &Instance, id: u64) -> PathBuf {

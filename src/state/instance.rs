@@ -19,7 +19,7 @@ use super::tracefs;
 use super::upgrade::{self, set_verdict};
 use crate::error::{Error, Result, on};
 use crate::maps::layout::{
-    Addr, Cidr, Config, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
+    Addr, Cidr, Config, ConfigHead, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
 };
 use crate::maps::{self, Table};
 use crate::sys::bpf::{self, AttachType};
@@ -98,14 +98,14 @@ impl Instance {
     /// Opens for reading.
     pub fn open(place: &Place) -> Result<Self> {
         let instance = Self::locked(place, place.read()?);
-        instance.check_layout()?;
+        instance.config()?;
         Ok(instance)
     }
 
     /// Opens for changing its tables.
     pub fn open_to_write(place: &Place) -> Result<Self> {
         let instance = Self::locked(place, place.write_existing()?);
-        instance.check_layout()?;
+        instance.config()?;
         instance.check_whole()?;
         // For a writer that was killed after its change and before this.
         instance.bump_generation()?;
@@ -119,11 +119,10 @@ impl Instance {
         Ok((instance, change))
     }
 
-    /// Opens for taking it down, which one with missing pins must allow.
+    /// Opens for taking it down, which one with missing pins must allow, and one
+    /// of another layout: see `SA_LAYOUT`.
     pub fn open_to_remove(place: &Place) -> Result<Self> {
-        let instance = Self::locked(place, place.write_existing()?);
-        instance.refuse_other_version()?;
-        Ok(instance)
+        Ok(Self::locked(place, place.write_existing()?))
     }
 
     /// With the lock on all instances.
@@ -138,12 +137,13 @@ impl Instance {
     pub(super) fn make_whole(&self) -> Result<Change> {
         self.refuse_other_version()?;
         let change = self.repair()?;
-        self.check_layout()?;
+        self.config()?;
         Ok(change)
     }
 
-    fn refuse_other_version(&self) -> Result<()> {
-        match self.check_layout() {
+    /// Where that cannot be told, with its pin missing, it is of this layout.
+    pub(super) fn refuse_other_version(&self) -> Result<()> {
+        match self.config() {
             Err(Error::Refused(why)) => Err(Error::Refused(why)),
             _ => Ok(()),
         }
@@ -388,9 +388,37 @@ impl Instance {
         Ok(ids)
     }
 
-    /// The switches and tunables.
+    /// The switches and tunables; refused where they have another layout.
     pub fn config(&self) -> Result<Config> {
-        read_config(&self.dir())
+        let bytes = self.config_bytes()?;
+        match Config::read_from_bytes(&bytes) {
+            Ok(config) if config.layout == LAYOUT => Ok(config),
+            _ => Err(self.other_version(&bytes)),
+        }
+    }
+
+    /// As long as the layout of the instance has it.
+    fn config_bytes(&self) -> Result<Vec<u8>> {
+        Ok(open_map(&self.dir(), "sa_config")?
+            .lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|e| Error::bpf("look up in map", "sa_config", &e))?
+            .unwrap_or_default())
+    }
+
+    fn other_version(&self, config: &[u8]) -> Error {
+        let layout = match ConfigHead::read_from_prefix(config) {
+            Ok((head, _)) => head.layout.to_string(),
+            Err(_) => "unknown".to_owned(),
+        };
+        let drains = match self.cgroups() {
+            Ok(attached) if attached.is_empty() => ", and is draining",
+            _ => "",
+        };
+        Error::Refused(format!(
+            "instance {} was made by another version of sockaccel (map layout {layout}, this version has {LAYOUT}){drains}\n  To change over:  {}, then enable it again",
+            self.place.instance,
+            self.command("disable")
+        ))
     }
 
     /// Room in the table of sockets.
@@ -412,7 +440,17 @@ impl Instance {
     pub(super) fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
         let mut config = self.config()?;
         change(&mut config);
-        write_config(&self.dir(), &config)
+        write_config(&self.dir(), config.as_bytes())
+    }
+
+    /// Enrols nothing more, in any layout.
+    pub(super) fn switch_off(&self) -> Result<()> {
+        let mut bytes = self.config_bytes()?;
+        match ConfigHead::mut_from_prefix(&mut bytes) {
+            Ok((head, _)) => head.enabled = 0,
+            Err(_) => return Err(self.other_version(&bytes)),
+        }
+        write_config(&self.dir(), &bytes)
     }
 
     /// No `apply` was killed while it changed the tables.
@@ -431,19 +469,6 @@ impl Instance {
             self.place.instance,
             self.command("apply -f FILE"),
             self.command("export")
-        )))
-    }
-
-    fn check_layout(&self) -> Result<()> {
-        let config = self.config()?;
-        if config.layout == LAYOUT {
-            return Ok(());
-        }
-        Err(Error::Refused(format!(
-            "instance {} was made by another version of sockaccel (map layout {}, this version has {LAYOUT})\n  To change over:  drain it with the version that made it ({}), then enable it with this one",
-            self.place.instance,
-            config.layout,
-            self.command("disable")
         )))
     }
 }
@@ -477,7 +502,7 @@ fn build(dir: &Path, cgroups: &[&Cgroup], settings: &Settings, tables: &Tables) 
         ..Config::new_zeroed()
     };
     apply(&mut config, settings);
-    write_config(dir, &config)?;
+    write_config(dir, config.as_bytes())?;
     Filters::new(&settings.ports, &settings.cidrs).write(&Filters::default(), dir)?;
     tables.write(dir)?;
 
@@ -711,21 +736,8 @@ pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapHandle> {
     maps::open(dir, name).map_err(|e| e.hint(MISSING_HINT))
 }
 
-fn read_config(dir: &Path) -> Result<Config> {
-    let bytes = open_map(dir, "sa_config")?
-        .lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)
-        .map_err(|e| Error::bpf("look up in map", "sa_config", &e))?
-        .unwrap_or_default();
-    Config::read_from_bytes(&bytes).map_err(|_| {
-        Error::Refused(format!(
-            "{} has another layout than this version of sockaccel\n  Disable it with the version that made it.",
-            dir.display()
-        ))
-    })
-}
-
-fn write_config(dir: &Path, config: &Config) -> Result<()> {
+fn write_config(dir: &Path, config: &[u8]) -> Result<()> {
     open_map(dir, "sa_config")?
-        .update(&0_u32.to_ne_bytes(), config.as_bytes(), MapFlags::ANY)
+        .update(&0_u32.to_ne_bytes(), config, MapFlags::ANY)
         .map_err(|e| Error::bpf("write to map", "sa_config", &e))
 }

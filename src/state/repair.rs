@@ -25,6 +25,8 @@ impl Instance {
         let dir = self.dir();
         let (maps, mut names) = names()?;
         let mut change = self.pin_maps_again(maps)?;
+        // Of another layout it can have its own maps back, and no program of this one.
+        self.refuse_other_version()?;
         // One of two.
         names.retain(|name| !name.starts_with("sa_splice"));
         names.push("link-splice".to_owned());

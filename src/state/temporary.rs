@@ -300,7 +300,7 @@ fn sweep_one(place: &Place, path: &Path) -> Option<Stale> {
 }
 
 fn has_no_cgroup(place: &Place) -> bool {
-    Instance::open(place)
+    Instance::open_to_remove(place)
         .and_then(|instance| instance.attached())
         .is_ok_and(|all| all.iter().all(|attached| attached.path.is_none()))
 }

@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod forge;
 pub mod helper;
 pub mod instance;
+pub mod layout;
 pub mod netns;
 pub mod option;
 pub mod other_program;
