@@ -221,41 +221,42 @@ fn whatever_is_not_disable_leaves_it_alone() {
 /// Its own maps can be had back from its programs. Programs of this version would
 /// misread them.
 #[test]
-fn with_missing_pins_it_gets_no_programs_of_this_version() {
-    for pin in ["sa_config", "sa_cgroups", "sa_sockhash"] {
+fn with_missing_pins_it_gets_nothing_of_this_version() {
+    for (map, link) in [
+        ("sa_config", false),
+        ("sa_config", true),
+        ("sa_cgroups", false),
+        ("sa_sockhash", true),
+    ] {
+        let case = format!("{map} and a {}", if link { "link" } else { "program" });
         let cgroup = Cgroup::new("layout-pins");
         let instance = Instance::enable(&cgroup, &[]);
-        let [_idle, pair] = make(&cgroup, &instance, OTHERS[0].1, pin);
+        let [_idle, pair] = make(&cgroup, &instance, OTHERS[0].1, &case);
         let (dir, ids) = (dir(&instance), map_ids(&instance));
-        let link = || {
-            let mut links = pins(&dir).into_iter();
-            links.find(|link| link.ends_with("sa_connect4") && link.parent() != Some(&dir))
+        let find = || {
+            let mut pins = pins(&dir).into_iter();
+            if link {
+                pins.find(|pin| pin.ends_with("sa_connect4") && pin.parent() != Some(&dir))
+            } else {
+                pins.find(|pin| pin.ends_with("sa_iter_dump"))
+            }
         };
-        let gone = [
-            dir.join(pin),
-            dir.join("sa_iter_dump"),
-            link().expect("a link"),
-        ];
-        for pin in gone {
+        for pin in [dir.join(map), find().expect("a pin")] {
             fs::remove_file(&pin).unwrap_or_else(|e| panic!("{}: {e}", pin.display()));
         }
-        let assert_left_alone = |when: &str| {
-            assert!(!dir.join("sa_iter_dump").exists(), "{pin}: {when}");
-            assert_eq!(link(), None, "{pin}: {when}");
-        };
-        assert_refused(&instance.run(&["upgrade"]), &instance, pin);
-        assert_left_alone("upgrade");
+        assert_refused(&instance.run(&["upgrade"]), &instance, &case);
+        assert_eq!(find(), None, "{case}: upgrade");
 
-        let _ = fs::remove_file(dir.join(pin));
+        let _ = fs::remove_file(dir.join(map));
         let ran = instance.run(&["disable", "--timeout", "0"]);
-        assert_eq!(ran.code, Some(7), "{pin}: {ran:?}");
-        assert_left_alone("disable");
+        assert_eq!(ran.code, Some(7), "{case}: {ran:?}");
+        assert_eq!(find(), None, "{case}: disable");
         let mut got = [0; 12];
         recv_all(&pair.server, &mut got, Deadline::seconds(10));
-        assert_eq!(&got, b"redirected, ", "{pin}");
+        assert_eq!(&got, b"redirected, ", "{case}");
         instance.disable().ok();
-        Probe::new().assert_plain(&pair.server, pin);
-        assert_gone(&ids, pin);
+        Probe::new().assert_plain(&pair.server, &case);
+        assert_gone(&ids, &case);
     }
 }
 
