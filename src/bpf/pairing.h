@@ -140,21 +140,25 @@ static __always_inline __u32 sa_match(const struct sa_conn *conn, const struct s
  * Only one may delete. Before Linux 6.10 (a6fcd19d7eac) a delete waits for the
  * entry's timer with the hash bucket locked, so a timer that is about to delete the
  * same entry would never end: sa_give_up takes the free side first, and so does this.
+ * Before it says that it has left: after that the entry may be another connection's.
  */
 static __always_inline void sa_leave(struct sa_sock *st)
 {
+	__u32 mine = sa_bit(1, st->side), gone;
 	struct sa_conn *conn;
-	__u32 mine, gone;
+	__u64 other;
 
 	if (!st->conn_id)
 		return;
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
+	if (!conn || sa_side(conn, st->side)->cookie != st->cookie || conn->left & mine)
 		return;
-	mine = sa_bit(1, st->side);
+	other = __sync_val_compare_and_swap(&sa_side(conn, !st->side)->cookie, 0, SA_NOBODY);
+	/* The timer deletes it, or another run for this socket does. */
+	if (other == SA_NOBODY)
+		return;
 	gone = __sync_fetch_and_or(&conn->left, mine) | mine;
-	if (gone == 3 ||
-	    !__sync_val_compare_and_swap(&sa_side(conn, !st->side)->cookie, 0, SA_NOBODY)) {
+	if (gone == 3 || !other) {
 		__u64 id = st->conn_id;
 
 		bpf_map_delete_elem(&sa_conns, &id);

@@ -275,11 +275,12 @@ pub struct Claimed {
     pid: Option<u32>,
 }
 
-/// The sides of a connection that sockets have claimed.
+/// The sides of a connection that sockets have claimed. One that nobody can claim any
+/// more is the kernel side's way to give the entry up (`SA_NOBODY`).
 pub(super) fn sides(id: u64, conn: &Conn) -> Vec<Claimed> {
     let sides = conn.side.iter().enumerate();
     sides
-        .filter(|(_, side)| side.cookie != 0)
+        .filter(|(_, side)| !matches!(side.cookie, 0 | u64::MAX))
         .map(|(index, side)| Claimed {
             conn_id: format!("{id:016x}"),
             side: index,

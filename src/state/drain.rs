@@ -108,9 +108,6 @@ pub fn disable(
         Err(Error::NotEnabled { .. }) => return Ok(Drained::default()),
         instance => instance?,
     };
-    if cgroup.is_some() {
-        instance.refuse_other_version()?;
-    }
     let mut drained = Drained::of(instance.retire(cgroup)?);
     let mut walks = 0_u32;
     loop {
@@ -129,7 +126,7 @@ pub fn disable(
             drained.changed |= instance.finish()? == Change::Done;
             return Ok(drained);
         }
-        if walks < WALKS {
+        if walks < WALKS + u32::from(patience.now) {
             continue;
         }
         if !patience.now && start.elapsed() >= patience.timeout {
@@ -187,6 +184,10 @@ impl Instance {
         let mut change = Change::Nothing;
         // What cannot be repaired can still be taken down.
         let _ = self.repair();
+        if cgroup.is_some() {
+            // Its pin may have been missing before the repair.
+            self.refuse_other_version()?;
+        }
         for id in self.cgroups()? {
             if cgroup.is_none_or(|wanted| wanted == id) {
                 self.retire_cgroup(id)?;
