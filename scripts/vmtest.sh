@@ -290,7 +290,7 @@ run_kernel() {
 	echo "Linux $(basename "$directory"/lib/modules/*), $accel"
 	dpkg-deb -f "$directory/package.deb" Version >"$work/version"
 	recall_results "$1"
-	if [[ ${#wanted[@]} -eq 0 && -z $rest ]] || ! cmp -s "$work/version" "$cache/version-$1"; then
+	if ! cmp -s "$work/version" "$cache/version-$1"; then
 		rm -f "$cache/results-$1"
 	fi
 	mv "$work/version" "$cache/version-$1"
@@ -299,9 +299,10 @@ run_kernel() {
 	mkdir -p "$work/planned/vm"
 	awk -v rest="$rest" 'FILENAME != ARGV[2] { known[$2]; next } !rest || !($2 in known)' \
 		"$cache/results-$1" "$work/plan" >"$work/planned/vm/plan"
+	echo "$(cat "$root/vm/first" "$work/planned/vm/plan" | wc -l) steps"
 	cat "$work/root.cpio" <(pack_modules "$directory") <(pack "$work/planned") >"$work/initrd"
 	: >"$log"
-	rm -f "$work/monitor" "$work/late"
+	rm -f "$work/monitor" "$work/late" "$work/over"
 	mkfifo "$work/monitor"
 	exec 8<>"$work/monitor"
 	qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
@@ -309,7 +310,7 @@ run_kernel() {
 		-append "console=ttyS0 quiet panic=-1 mitigations=off unknown_nmi_panic panic_print=0x60" \
 		-serial "file:$log" -monitor stdio <"$work/monitor" >"$work/monitor.log" 8>&- &
 	machine=$!
-	end_late "$limit" &
+	end_late "$limit" "$log" &
 	alarm=$!
 	wait "$machine" || status=$?
 	kill "$alarm" 2>/dev/null || true
@@ -319,7 +320,8 @@ run_kernel() {
 		echo "the machine did not start (qemu's exit status: $status)"
 	elif [[ -e $work/late ]]; then
 		echo "the machine was ended after $limit s; where its processors were:"
-		tr -d '\r' <"$log" | sed -n '/INFO: \|BUG: \|rcu:.*stall\|Kernel panic/,$p' | head -n 200 | sed 's/^/    /'
+		tr -d '\r' <"$log" | awk '/INFO: |BUG: |rcu:.*stall|Kernel panic/ { on = 1 }
+			on && n++ < 200 { print "    " $0 }'
 	fi
 }
 # A machine that is late may have locked up: a non-maskable interrupt makes its
@@ -331,12 +333,16 @@ end_late() {
 	trap 'kill "$pause"; exit' TERM
 	wait "$pause"
 	trap - TERM
-	if [[ -z $minutes ]]; then
+	if [[ -n $minutes ]] && grep -q '^@start' "$2" && ! grep -q 'Kernel panic' "$2"; then
+		touch "$work/over"
+	else
 		touch "$work/late"
 		echo nmi >&8
 		sleep 20
 	fi
 	echo quit >&8
+	sleep 10
+	kill -KILL "$machine" 2>/dev/null || true
 }
 
 # --- The results
@@ -360,11 +366,11 @@ results() {
 }
 
 # Adds the results of a run to those of earlier ones, with the commit: of each test
-# the last that came to an end counts.
+# that there is, the last that came to an end counts.
 keep_results() {
 	awk -v commit="$commit" '$1 == "unfinished" || $2 == "machine" || $2 == "kernel:" { next }
 		!seen[$2]++ { print $1, $2, $3 ? $3 : commit }' "$1" "$2" >"$work/all"
-	sort -k 2 "$work/all" >"$2"
+	awk 'NR == FNR { there[$2]; next } $2 in there' "$work/names" "$work/all" | sort -k 2 >"$2"
 }
 # The results that the project keeps, where this machine has none.
 recall_results() {
@@ -472,9 +478,9 @@ build_root
 build_tests
 first_steps >"$root/vm/first"
 plan >"$work/plan"
+{ cat "$root/vm/first" "$work/steps" && echo "0 doctor"; } >"$work/names"
 [[ -s $work/plan ]] || die "no such test: ${wanted[*]}"
 add_tests
-echo "$(cat "$root/vm/first" "$work/plan" | wc -l) steps for each kernel"
 pack "$root" >"$work/root.cpio"
 commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 seconds=21600
@@ -484,8 +490,12 @@ failed=()
 for kernel in "${kernels[@]}"; do
 	run_kernel "$kernel" "$seconds"
 	results "$cache/console-$kernel.log" >"$work/results"
-	[[ -z $minutes ]] || sed -i '/^unfinished /d; /^failed machine$/d' "$work/results"
+	[[ ! -e $work/over ]] || sed -i '/^unfinished /d; /^failed machine$/d' "$work/results"
 	keep_results "$work/results" "$cache/results-$kernel"
-	report "$kernel" "$work/results" || failed+=("$kernel")
+	# With --rest those that failed earlier are not run, and have failed still.
+	cp "$work/results" "$work/reported"
+	[[ -z $rest ]] || awk 'NR == FNR { new[$2]; next } !($2 in new) { print $1, $2 }' \
+		"$work/results" "$cache/results-$kernel" >>"$work/reported"
+	report "$kernel" "$work/reported" || failed+=("$kernel")
 done
 ((${#failed[@]} == 0)) || die "failed under ${failed[*]}: see $cache/console-*.log"

@@ -94,10 +94,12 @@ fn meddle(instance: &Instance, cgroup: &Cgroup, rng: &mut Rng) {
 fn under_traffic(rng: &mut Rng, body: impl FnOnce(&dyn Fn() -> u64)) {
     let messages = &AtomicU64::new(0);
     let done = &AtomicBool::new(false);
+    let failed = &AtomicBool::new(false);
     thread::scope(|scope| {
         for worker in 0..CONNECTIONS {
             let mut rng = rng.fork();
             scope.spawn(move || {
+                let _told = Failing(failed);
                 for n in 0.. {
                     if done.load(Ordering::Relaxed) {
                         break;
@@ -107,7 +109,10 @@ fn under_traffic(rng: &mut Rng, body: impl FnOnce(&dyn Fn() -> u64)) {
             });
         }
         let end = Ending(done);
-        body(&|| messages.load(Ordering::Relaxed));
+        body(&|| {
+            assert!(!failed.load(Ordering::Relaxed), "a connection failed");
+            messages.load(Ordering::Relaxed)
+        });
         drop(end);
     });
 }
@@ -118,6 +123,17 @@ struct Ending<'a>(&'a AtomicBool);
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Without it nobody would stop to wait for messages that no connection sends.
+struct Failing<'a>(&'a AtomicBool);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 }
 
