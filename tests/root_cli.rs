@@ -1434,8 +1434,12 @@ fn upgrade_that_cannot_load_leaves_all_as_it_was() {
     let cgroup = Cgroup::new("cli");
     world.enable(&cgroup, "").ok();
     let loads = world.steps("upgrade --again", &["bpf(BPF_PROG_LOAD,"]);
-    let last = loads.last().expect("programs are loaded");
-    assert!(world.fail_at("upgrade --again", last), "{loads:?}");
+    // The last of them may be libbpf trying what the kernel can do.
+    let mut last = loads.iter().rev();
+    assert!(
+        last.any(|load| world.fail_at("upgrade --again", load)),
+        "{loads:?}"
+    );
     assert_eq!(world.json("status")["programs"], "current");
     world.assert_enabled_once(&cgroup, 0, "the upgrade failed");
 }
