@@ -244,7 +244,7 @@ impl Instance {
         // The first end of a pair cannot know of the second.
         self.walk(Walk::Keep)?;
         self.walk(Walk::Keep)?;
-        for _ in 0..3 {
+        for _ in 0..WALKS {
             if self.walk(Walk::Drain)?.waiting.is_empty() {
                 self.finish()?;
                 break;
@@ -288,20 +288,17 @@ impl Instance {
 /// Its programs print something for each socket that is to leave and has not, and
 /// for each that they drop.
 fn walk_other_version(dir: &Path, walk: Walk) -> Result<Found> {
-    let before = sockets::number(dir)?;
-    let printed = sockets::walk_unread(dir, walk.program())?;
-    let after = if printed.is_empty() {
-        0
-    } else {
-        sockets::number(dir)?
-    };
-    let dropped = match walk {
-        Walk::Drop if !printed.is_empty() => before - after.min(before),
+    let before = match walk {
+        Walk::Drop => sockets::number(dir)?,
         _ => 0,
     };
+    if sockets::walk_unread(dir, walk.program())?.is_empty() {
+        return Ok(Found::default());
+    }
+    let after = sockets::number(dir)?;
     Ok(Found {
         waiting: Sockets::Counted(after),
-        dropped: Sockets::Counted(dropped),
+        dropped: Sockets::Counted(before.saturating_sub(after)),
     })
 }
 
