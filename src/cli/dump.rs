@@ -12,7 +12,7 @@ use super::addr::{end, local, remote, role};
 use super::reasons::most;
 use crate::error::Result;
 use crate::maps::layout::{
-    Addr, Cidr, Conn, Dump, Endpoint, PATH_REDIRECT, Policy, PolicyKey, Service, ServiceKey,
+    Addr, Cidr, Conn, Dump, Endpoint, NOBODY, PATH_REDIRECT, Policy, PolicyKey, Service, ServiceKey,
 };
 use crate::maps::{Stats, sockets};
 use crate::outcome::{REASONS, WHYS, name};
@@ -276,11 +276,11 @@ pub struct Claimed {
 }
 
 /// The sides of a connection that sockets have claimed. One that nobody can claim any
-/// more is the kernel side's way to give the entry up (`SA_NOBODY`).
+/// more is how the programs give the entry up.
 pub(super) fn sides(id: u64, conn: &Conn) -> Vec<Claimed> {
     let sides = conn.side.iter().enumerate();
     sides
-        .filter(|(_, side)| !matches!(side.cookie, 0 | u64::MAX))
+        .filter(|(_, side)| !matches!(side.cookie, 0 | NOBODY))
         .map(|(index, side)| Claimed {
             conn_id: format!("{id:016x}"),
             side: index,

@@ -363,6 +363,8 @@ values! {
     ROLE_ACTIVE: u32 = 1;
     /// `SA_ROLE_PASSIVE`
     ROLE_PASSIVE: u32 = 2;
+    /// `SA_NOBODY`, in place of a cookie.
+    NOBODY: u64 = u64::MAX;
     /// `SA_GATE_SHUT`
     GATE_SHUT: u32 = 4;
     /// Bits of `Cidr::family`, which a prefix always has in full.
