@@ -233,6 +233,10 @@ steps_of() {
 		[[ $name != root_splice ]] ||
 			echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
 				"$path --exact $case --test-threads=1"
+		# A limit of the whole machine: init runs it alone.
+		[[ $name != root_shortage ]] ||
+			echo "$test_seconds $name@tcp_mem/$case env SOCKACCEL_TEST_SHORTAGE=tcp_mem" \
+				"$path --exact $case --test-threads=1"
 	done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
 }
 test_names() {

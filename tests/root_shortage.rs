@@ -145,9 +145,11 @@ fn flood(clients: &[TcpStream]) -> Story {
     }
 }
 
-/// All connections from beginning to end. `promoted` is called before the flood.
-fn run(promoted: impl FnOnce()) -> (Story, &'static str) {
-    let shortage = Shortage::new(LIMIT);
+/// All connections from beginning to end, in a cgroup. `promoted` is called before the
+/// flood.
+fn run(cgroup: &Cgroup, promoted: impl FnOnce()) -> (Story, &'static str) {
+    let shortage = Shortage::new(cgroup, LIMIT);
+    let _joined = cgroup.join();
     let options = Options::default();
     let mut helper = Helper::start("receivers");
     let port: u16 = helper.hear().parse().expect("a port");
@@ -169,6 +171,7 @@ fn run(promoted: impl FnOnce()) -> (Story, &'static str) {
         }
     }
     promoted();
+    shortage.begin(LIMIT);
     let story = flood(&clients);
     for client in &clients {
         client
@@ -187,12 +190,11 @@ fn run(promoted: impl FnOnce()) -> (Story, &'static str) {
 #[test]
 fn ten_thousand_receivers_that_do_not_read() {
     raise_limit();
-    let (plain, limit) = run(|| {});
+    let (plain, limit) = run(&Cgroup::new("plenty"), || {});
     let cgroup = Cgroup::new("shortage");
     let instance = Instance::enable(&cgroup, &["--admission", "all"]);
-    let _joined = cgroup.join();
     let mut before = None;
-    let (accelerated, _) = run(|| before = Some(instance.stats()));
+    let (accelerated, _) = run(&cgroup, || before = Some(instance.stats()));
     let after = instance.stats();
     let redirected = after.delta(&before.expect("stats"), "redirected_bytes");
     println!(
@@ -211,8 +213,8 @@ fn ten_thousand_receivers_that_do_not_read() {
 /// The first message that could be redirected finds no memory for that.
 #[test]
 fn nothing_is_redirected_where_memory_is_short_to_begin_with() {
-    let shortage = Shortage::new(16 * MIB);
     let cgroup = Cgroup::new("short");
+    let shortage = Shortage::new(&cgroup, 16 * MIB);
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
     let pair = Pair::new();
@@ -224,12 +226,13 @@ fn nothing_is_redirected_where_memory_is_short_to_begin_with() {
     let deadline = Deadline::seconds(60);
     send_all(&pair.client, b"ping", deadline);
     recv_all(&pair.server, &mut [0; 4], deadline);
+    shortage.begin(16 * MIB);
     let before = instance.stats();
     println!("{:?}", flood(&clients));
     let sent = socket::send(pair.client.as_raw_fd(), &[0; 4096], MsgFlags::MSG_NOSIGNAL);
     assert!(matches!(sent, Ok(_) | Err(Errno::EAGAIN)), "{sent:?}");
     let after = instance.stats();
-    if matches!(shortage, Shortage::Cgroup { .. }) {
+    if !matches!(shortage, Shortage::None) {
         assert_eq!(
             after.delta(&before, "redirected_messages"),
             0,
