@@ -148,7 +148,7 @@ fn flood(clients: &[TcpStream]) -> Story {
 /// All connections from beginning to end, in a cgroup. `promoted` is called before the
 /// flood.
 fn run(cgroup: &Cgroup, promoted: impl FnOnce()) -> (Story, &'static str) {
-    let shortage = Shortage::new(cgroup, LIMIT);
+    let shortage = Shortage::new(LIMIT);
     let _joined = cgroup.join();
     let options = Options::default();
     let mut helper = Helper::start("receivers");
@@ -171,7 +171,6 @@ fn run(cgroup: &Cgroup, promoted: impl FnOnce()) -> (Story, &'static str) {
         }
     }
     promoted();
-    shortage.begin(LIMIT);
     let story = flood(&clients);
     for client in &clients {
         client
@@ -213,8 +212,8 @@ fn ten_thousand_receivers_that_do_not_read() {
 /// The first message that could be redirected finds no memory for that.
 #[test]
 fn nothing_is_redirected_where_memory_is_short_to_begin_with() {
+    let shortage = Shortage::new(16 * MIB);
     let cgroup = Cgroup::new("short");
-    let shortage = Shortage::new(&cgroup, 16 * MIB);
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
     let pair = Pair::new();
@@ -226,7 +225,6 @@ fn nothing_is_redirected_where_memory_is_short_to_begin_with() {
     let deadline = Deadline::seconds(60);
     send_all(&pair.client, b"ping", deadline);
     recv_all(&pair.server, &mut [0; 4], deadline);
-    shortage.begin(16 * MIB);
     let before = instance.stats();
     println!("{:?}", flood(&clients));
     let sent = socket::send(pair.client.as_raw_fd(), &[0; 4096], MsgFlags::MSG_NOSIGNAL);

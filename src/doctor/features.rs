@@ -31,6 +31,7 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_timer_init;
 use libbpf_rs::libbpf_sys::BPF_FUNC_timer_set_callback;
 use libbpf_rs::libbpf_sys::BPF_FUNC_timer_start;
 use libbpf_rs::libbpf_sys::bpf_func_id;
+use nix::sys::utsname::uname;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::Serializer;
@@ -77,6 +78,9 @@ pub enum Piece {
         #[schemars(with = "String")]
         program: ProgramType,
     },
+    /// Timers of programs. The verifier of a real-time kernel refuses them (e25ddfb388c8),
+    /// and where an older one takes them a timer can sleep in atomic context.
+    Timers,
     /// An iterator over kernel objects.
     Iterator {
         /// Name after `iter/`.
@@ -123,6 +127,7 @@ const fn helper(
 /// All that src/bpf uses and a kernel that has bpf(2) might lack.
 const PIECES: &[(Piece, &str)] = &[
     (Piece::Btf, "CONFIG_DEBUG_INFO_BTF=y"),
+    (Piece::Timers, "a kernel without CONFIG_PREEMPT_RT"),
     program(ProgramType::SockOps, "Linux 4.13"),
     program(ProgramType::SkMsg, "Linux 4.17"),
     program(ProgramType::CgroupSockopt, "Linux 5.3"),
@@ -342,6 +347,7 @@ fn state(piece: Piece, btf: KernelTypes<'_>) -> State {
         Piece::Map { map } => known(map.is_supported()),
         Piece::Helper { id, program, .. } => known(program.is_helper_supported(id)),
         Piece::Btf => btf.map(|btf| btf.is_some()),
+        Piece::Timers => real_time().map(|real_time| !real_time),
         Piece::Iterator { name } => btf.and_then(|btf| iterator(btf, name)),
     };
     match found {
@@ -353,6 +359,17 @@ fn state(piece: Piece, btf: KernelTypes<'_>) -> State {
 
 fn known(answer: libbpf_rs::Result<bool>) -> Result<bool, String> {
     answer.map_err(|error| error.to_string())
+}
+
+fn real_time() -> Result<bool, String> {
+    let names = uname().map_err(|error| error.to_string())?;
+    Ok(is_real_time(&names.version().to_string_lossy()))
+}
+
+/// By what `uname -v` prints: `#1 SMP PREEMPT_RT Debian 6.12.57-1 (2025-11-05)`. The
+/// kernel's build puts it there (init/Makefile, `UTS_VERSION`).
+fn is_real_time(build: &str) -> bool {
+    build.split_whitespace().any(|word| word == "PREEMPT_RT")
 }
 
 fn function(btf: Option<&Btf<'_>>, name: &str) -> Option<u32> {
@@ -396,6 +413,7 @@ impl fmt::Display for Piece {
         match *self {
             Self::Btf => write!(f, "BTF of its own types ({KERNEL_BTF})"),
             Self::Program { program } => write!(f, "BPF {} programs", program_text(program)),
+            Self::Timers => f.write_str("BPF timers"),
             Self::Iterator { name } => write!(f, "BPF iter/{name} programs"),
             Self::Map { map } => write!(f, "BPF {} maps", map_text(map)),
             Self::Helper { name, program, .. } => {
@@ -445,6 +463,16 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn a_real_time_kernel_has_no_timers_for_us() {
+        assert!(is_real_time(
+            "#1 SMP PREEMPT_RT Debian 6.12.57-1 (2025-11-05)"
+        ));
+        assert!(is_real_time("#1 SMP PREEMPT_RT"));
+        assert!(!is_real_time("#1 SMP PREEMPT_DYNAMIC Debian 6.12.57-1"));
+        assert!(!is_real_time("#1 SMP PREEMPT_DYNAMIC_RT1 @0"));
+    }
 
     fn feature(piece: Piece, state: State) -> Feature {
         Feature {
@@ -529,10 +557,7 @@ mod tests {
             assert_eq!(state(piece, Ok(Some(&btf))), State::Missing, "{piece}");
         }
         for piece in PIECES.iter().map(|(piece, _)| *piece) {
-            let needs_btf = !matches!(
-                piece,
-                Piece::Program { .. } | Piece::Map { .. } | Piece::Helper { .. }
-            );
+            let needs_btf = matches!(piece, Piece::Btf | Piece::Iterator { .. });
             if needs_btf {
                 assert_eq!(state(piece, Ok(None)), State::Missing, "{piece}");
             }

@@ -8,17 +8,15 @@ use std::process;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::cgroup::Cgroup;
-
 /// Limits what all sockets may have until this is dropped. Declare it before them.
+///
+/// `memory.max` of version 2 is no way to do so: at that limit a send wakes the OOM killer
+/// (`mem_cgroup_charge_skmem` charges with `GFP_KERNEL`), by plain TCP too.
 #[derive(Debug)]
 pub enum Shortage {
     /// Of those that this process and its children make, by a memory cgroup of
     /// version 1.
     MemoryCgroup { own: PathBuf, home: PathBuf },
-    /// Of all that the processes in a cgroup have, by `memory.max` of version 2: from
-    /// [`Shortage::begin`] on, since the processes themselves count too.
-    MemoryMax { file: PathBuf, current: PathBuf },
     /// Of all sockets of this machine, by `net.ipv4.tcp_mem`. Only on request: a machine
     /// that others use is not ours to limit.
     TcpMem { before: String },
@@ -31,20 +29,15 @@ const TCP_MEM: &str = "/proc/sys/net/ipv4/tcp_mem";
 /// Set to `tcp_mem` where the machine is the test's own.
 const WISH: &str = "SOCKACCEL_TEST_SHORTAGE";
 const PAGE: u64 = 4096;
+const PLENTY: u64 = 1 << 30;
 
 impl Shortage {
-    /// `cgroup`: where the processes will be.
-    pub fn new(cgroup: &Cgroup, bytes: u64) -> Self {
+    pub fn new(bytes: u64) -> Self {
         super::require_root();
         match std::env::var(WISH).as_deref() {
             Ok("tcp_mem") => return Self::of_the_machine(bytes),
             Ok(other) => panic!("{WISH}={other}: not known"),
             Err(_) => {}
-        }
-        let file = cgroup.path().join("memory.max");
-        if file.exists() {
-            let current = cgroup.path().join("memory.current");
-            return Self::MemoryMax { file, current };
         }
         let Some((mount, home)) = hierarchy() else {
             return Self::None;
@@ -66,27 +59,17 @@ impl Shortage {
     fn of_the_machine(bytes: u64) -> Self {
         let before = fs::read_to_string(TCP_MEM).expect(TCP_MEM);
         let this = Self::TcpMem { before };
-        let pages = bytes / PAGE;
-        let limits = format!("{} {} {pages}", pages / 2, pages * 3 / 4);
-        fs::write(TCP_MEM, limits).expect(TCP_MEM);
+        limit_tcp(bytes);
         this
-    }
-
-    /// What limits more than sockets leaves them `bytes` more than now.
-    pub fn begin(&self, bytes: u64) {
-        if let Self::MemoryMax { file, current } = self {
-            let now = fs::read_to_string(current).expect("memory.current");
-            let now: u64 = now.trim().parse().expect("a number");
-            fs::write(file, (now + bytes).to_string()).expect("memory.max");
-        }
     }
 
     /// Plenty again: what waits for memory goes on.
     pub fn lift(&self) {
         match self {
             Self::MemoryCgroup { own, .. } => fs::write(own.join(LIMIT), "-1").expect(LIMIT),
-            Self::MemoryMax { file, .. } => fs::write(file, "max").expect("memory.max"),
-            Self::TcpMem { before } => fs::write(TCP_MEM, before).expect(TCP_MEM),
+            // Each socket may have a little all the same, which together can be more
+            // than this machine's own limit.
+            Self::TcpMem { .. } => limit_tcp(PLENTY),
             Self::None => {}
         }
     }
@@ -95,7 +78,6 @@ impl Shortage {
     pub fn name(&self) -> &'static str {
         match self {
             Self::MemoryCgroup { .. } => "a memory cgroup",
-            Self::MemoryMax { .. } => "memory.max",
             Self::TcpMem { .. } => "tcp_mem",
             Self::None => "nothing",
         }
@@ -106,8 +88,6 @@ impl Drop for Shortage {
     fn drop(&mut self) {
         match self {
             Self::None => {}
-            // The cgroup may be gone.
-            Self::MemoryMax { file, .. } => drop(fs::write(file, "max")),
             Self::TcpMem { before } => fs::write(TCP_MEM, before).expect(TCP_MEM),
             Self::MemoryCgroup { own, home } => {
                 enter(home).expect("back home");
@@ -123,6 +103,12 @@ impl Drop for Shortage {
             }
         }
     }
+}
+
+fn limit_tcp(bytes: u64) {
+    let pages = bytes / PAGE;
+    let limits = format!("{} {} {pages}", pages / 2, pages * 3 / 4);
+    fs::write(TCP_MEM, limits).expect(TCP_MEM);
 }
 
 fn enter(cgroup: &Path) -> io::Result<()> {
