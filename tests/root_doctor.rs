@@ -18,7 +18,9 @@ use nix::poll::PollFlags;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
 
+use common::cgroup::Cgroup;
 use common::deadline::Deadline;
+use common::instance::Instance;
 use common::instance::sockaccel;
 use common::pair::Options;
 use common::pair::Pair;
@@ -124,6 +126,24 @@ fn root_fionread_is_the_same_where_loopback_is_down() {
         fionread::probe()
     });
     assert_eq!(here, there);
+}
+
+/// Whose instance would take any connection of ours.
+#[test]
+fn root_fionread_is_the_same_in_a_cgroup_that_is_accelerated() {
+    require_root();
+    let outside = [
+        fionread::probe(),
+        fionread::of_redirected().expect("outside"),
+    ];
+    let cgroup = Cgroup::new("fionread");
+    let _instance = Instance::enable_blocking(&cgroup, &["--admission", "all"]);
+    let _joined = cgroup.join();
+    let inside = [
+        fionread::probe(),
+        fionread::of_redirected().expect("inside"),
+    ];
+    assert_eq!(outside, inside);
 }
 
 #[test]
