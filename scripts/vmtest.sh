@@ -226,17 +226,21 @@ plan() {
 }
 # The tests of a program that are not ignored.
 steps_of() {
-	local name=$1 path=$2 case
+	local name=$1 path=$2 case command
 	while read -r case; do
-		echo "$test_seconds $name/$case $path --exact $case --test-threads=1"
+		command="$path --exact $case --test-threads=1"
+		case $name in
+		# A limit of the whole machine, which is ours here: init runs them alone.
+		root_shortage)
+			echo "$test_seconds $name@tcp_mem/$case env SOCKACCEL_TEST_SHORTAGE=tcp_mem $command"
+			continue
+			;;
 		# `enable` chooses the other form on these kernels.
-		[[ $name != root_splice ]] ||
-			echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint" \
-				"$path --exact $case --test-threads=1"
-		# A limit of the whole machine: init runs it alone.
-		[[ $name != root_shortage ]] ||
-			echo "$test_seconds $name@tcp_mem/$case env SOCKACCEL_TEST_SHORTAGE=tcp_mem" \
-				"$path --exact $case --test-threads=1"
+		root_splice)
+			echo "$test_seconds $name@tracepoint/$case env SOCKACCEL_TEST_OBSERVER=tracepoint $command"
+			;;
+		esac
+		echo "$test_seconds $name/$case $command"
 	done < <(comm -23 <(test_names "$path") <(test_names "$path" --ignored))
 }
 test_names() {
