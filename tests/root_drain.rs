@@ -264,13 +264,14 @@ fn one_cgroup_of_several() {
 }
 
 /// Asleep in recv(2) on an enrolled socket: it goes on sleeping, and gets what
-/// comes by TCP then. Whether it sends as well, or another thread does.
+/// comes by TCP then. Whether it sends as well, or another thread does, which may have
+/// ended since.
 #[test]
 fn blocked_readers_sleep_on() {
     let cgroup = Cgroup::new("drain-asleep");
     let instance = Instance::enable_blocking(&cgroup, &[]);
     let _joined = cgroup.join();
-    let pairs: Vec<Pair> = (0..4)
+    let pairs: Vec<Pair> = (0..6)
         .map(|_| {
             let pair = Pair::with(&Options::blocking());
             warm_up(&instance, &pair);
@@ -284,7 +285,7 @@ fn blocked_readers_sleep_on() {
             .map(|(n, pair)| {
                 scope.spawn(move || {
                     let mut buffer = [0; 64];
-                    if n % 2 == 0 {
+                    if n % 3 == 0 {
                         (&pair.server).write_all(b"hello").expect("send");
                     }
                     let n = (&pair.server).read(&mut buffer).expect("a blocking read");
@@ -295,8 +296,11 @@ fn blocked_readers_sleep_on() {
         let deadline = Deadline::seconds(20);
         thread::sleep(Duration::from_millis(100));
         for (n, pair) in pairs.iter().enumerate() {
-            if n % 2 == 1 {
-                send_all(&pair.server, b"hello", deadline);
+            let hello = || send_all(&pair.server, b"hello", deadline);
+            match n % 3 {
+                0 => {}
+                1 => hello(),
+                _ => thread::scope(|scope| drop(scope.spawn(hello).join())),
             }
             let mut got = [0; 5];
             recv_all(&pair.client, &mut got, deadline);

@@ -48,23 +48,18 @@ static __always_inline bool sa_is_cut(struct sa_sock *st)
 }
 
 /*
- * Is the thread certainly not between a verdict and the peer's queue? On that way
+ * Is the thread that sent last certainly not between a verdict and the peer's queue? On that way
  * it waits for the peer's lock or for memory, neither of which a signal may cut
  * short; in recv(2), poll(2) or futex(2) it sleeps interruptibly.
  */
-static __always_inline bool sa_is_elsewhere(__u32 tid)
+static __always_inline bool sa_is_elsewhere(const struct sa_sock *st)
 {
-	struct task_struct___sa *task;
-	bool elsewhere;
+	const struct task_struct___sa *task = sa_cast(st->task, task_struct___sa);
 
-	if (!bpf_ksym_exists(bpf_task_from_pid))
-		return false;
-	task = bpf_task_from_pid(tid);
-	if (!task)
+	/* What is there now is not the thread: it has ended. */
+	if ((__u32)sa_load(task, pid) != st->tid)
 		return true;
-	elsewhere = task->__state & SA_TASK_INTERRUPTIBLE;
-	bpf_task_release(task);
-	return elsewhere;
+	return sa_load(task, __state) & SA_TASK_INTERRUPTIBLE;
 }
 
 /*
@@ -78,7 +73,7 @@ static __always_inline bool sa_is_idle(const struct sock___sa *sk, const struct 
 
 	if (!psock || sa_load(psock, refcnt.refs.counter) == 1)
 		return true;
-	return !st->others && !st->straggler && sa_is_elsewhere(st->tid);
+	return !st->others && !st->straggler && sa_is_elsewhere(st);
 }
 
 /* The peer's redirect queue; a peer that has left it has none. */

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 5
+#define SA_LAYOUT 6
 
 /*
  * What every layout keeps, whatever else it changes: so much lets any version
@@ -141,6 +141,7 @@ struct sa_sock {
 	__u64 told_messages; /* of the redirected ones, in sa_stats already */
 	__u64 told_bytes;
 	__u64 stack_at; /* jiffies of the last message on the stack */
+	__u64 task; /* last sender's task_struct, which may have ended */
 	__u32 side;
 	__u32 role; /* enum sa_role */
 	__u32 skipped; /* enum sa_reason */
@@ -178,7 +179,7 @@ struct sa_sock {
 	__u32 adopted; /* enum sa_adopted */
 	struct sa_tuple tuple;
 };
-_Static_assert(sizeof(struct sa_sock) == 312, "layout");
+_Static_assert(sizeof(struct sa_sock) == 320, "layout");
 
 /* Is its connection older than the instance? */
 enum sa_adopted {
@@ -377,7 +378,7 @@ struct sa_dump {
 	__u32 nonblock;
 	__u32 waits; /* enum sa_waits */
 };
-_Static_assert(sizeof(struct sa_dump) == 344, "layout");
+_Static_assert(sizeof(struct sa_dump) == 352, "layout");
 
 /* What a draining socket waits for before it can be taken out. */
 enum sa_waits {
@@ -417,7 +418,7 @@ struct sa_adoption {
 	__u32 reason; /* enum sa_reason why it stays as it is, or 0 */
 	__s32 error; /* of the kernel, when it was asked to call sa_sockops */
 };
-_Static_assert(sizeof(struct sa_adoption) == 328, "layout");
+_Static_assert(sizeof(struct sa_adoption) == 336, "layout");
 
 /* One record of sa_events. */
 struct sa_event {

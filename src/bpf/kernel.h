@@ -212,6 +212,7 @@ struct files_struct___sa {
 struct task_struct___sa {
 	unsigned int __state;
 	unsigned int flags;
+	__s32 pid;
 	__s32 tgid;
 	__u64 start_boottime;
 	struct task_struct___sa *group_leader;
@@ -250,8 +251,6 @@ enum sock_flags___sa {
 /* What recv(2) and send(2) sleep with, kernel/sched/wait.c; poll(2) has its own. */
 extern const void woken_wake_function __ksym __weak;
 
-extern struct task_struct___sa *bpf_task_from_pid(__s32 pid) __ksym __weak;
-extern void bpf_task_release(struct task_struct___sa *task) __ksym __weak;
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 /*

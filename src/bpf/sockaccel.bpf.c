@@ -119,7 +119,10 @@ int sa_verdict(struct sk_msg_md *msg)
 
 	pid_tgid = bpf_get_current_pid_tgid();
 	v.another_thread = st->tid != (__u32)pid_tgid;
-	st->tid = pid_tgid;
+	if (v.another_thread) {
+		st->tid = pid_tgid;
+		st->task = (__u64)bpf_get_current_task_btf();
+	}
 	if (st->tgid != pid_tgid >> 32)
 		sa_new_process(st, pid_tgid >> 32);
 	generation = conf->generation + sa_observations() + 1;

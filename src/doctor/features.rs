@@ -572,8 +572,6 @@ mod tests {
         "bpf_map_update_elem",
         "bpf_map_delete_elem",
         "bpf_tail_call",
-        "bpf_task_from_pid",
-        "bpf_task_release",
         "bpf_seq_write",
         "bpf_rdonly_cast",
     ];

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -108,6 +108,7 @@ pub struct Sock {
     pub told_messages: u64,
     pub told_bytes: u64,
     pub stack_at: u64,
+    pub task: u64,
     pub side: u32,
     pub role: u32,
     pub skipped: u32,
@@ -405,12 +406,12 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Side>() == 128);
     assert!(size_of::<Conn>() == 320);
-    assert!(size_of::<Sock>() == 312);
-    assert!(size_of::<Dump>() == 344);
+    assert!(size_of::<Sock>() == 320);
+    assert!(size_of::<Dump>() == 352);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
     assert!(size_of::<Place>() == 16);
-    assert!(size_of::<Adoption>() == 328);
+    assert!(size_of::<Adoption>() == 336);
     assert!(size_of::<Audience>() == 16);
     assert!(size_of::<Passed>() == 24);
     assert!(size_of::<Cidr>() == 24);
