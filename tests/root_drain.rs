@@ -5,6 +5,7 @@ mod common;
 
 use std::io::Read as _;
 use std::io::Write as _;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -271,14 +272,28 @@ fn blocked_readers_sleep_on() {
     let cgroup = Cgroup::new("drain-asleep");
     let instance = Instance::enable_blocking(&cgroup, &[]);
     let _joined = cgroup.join();
-    let pairs: Vec<Pair> = (0..6)
-        .map(|_| {
-            let pair = Pair::with(&Options::blocking());
-            warm_up(&instance, &pair);
-            pair
-        })
-        .collect();
+    let deadline = Deadline::seconds(20);
+    let hello = |pair: &Pair| send_all(&pair.server, b"hello", deadline);
+    let pairs: Vec<Pair> = (0..6).map(|_| Pair::with(&Options::blocking())).collect();
     thread::scope(|scope| {
+        let mut ending = Vec::new();
+        for (n, pair) in pairs.iter().enumerate() {
+            if n % 3 != 2 {
+                warm_up(&instance, pair);
+                continue;
+            }
+            let (warm, is_warm) = mpsc::channel();
+            let (go, may_go) = mpsc::channel();
+            let instance = &instance;
+            let sender = scope.spawn(move || {
+                warm_up(instance, pair);
+                warm.send(()).expect("the test");
+                may_go.recv().expect("the test");
+                hello(pair);
+            });
+            is_warm.recv().expect("a sender");
+            ending.push((go, sender));
+        }
         let readers: Vec<_> = pairs
             .iter()
             .enumerate()
@@ -286,24 +301,23 @@ fn blocked_readers_sleep_on() {
                 scope.spawn(move || {
                     let mut buffer = [0; 64];
                     if n % 3 == 0 {
-                        (&pair.server).write_all(b"hello").expect("send");
+                        hello(pair);
                     }
                     let n = (&pair.server).read(&mut buffer).expect("a blocking read");
                     buffer[..n].to_vec()
                 })
             })
             .collect();
-        let deadline = Deadline::seconds(20);
         thread::sleep(Duration::from_millis(100));
-        for (n, pair) in pairs.iter().enumerate() {
-            let hello = || send_all(&pair.server, b"hello", deadline);
-            match n % 3 {
-                0 => {}
-                1 => hello(),
-                _ => thread::scope(|scope| drop(scope.spawn(hello).join())),
-            }
-            let mut got = [0; 5];
-            recv_all(&pair.client, &mut got, deadline);
+        for pair in pairs.iter().skip(1).step_by(3) {
+            hello(pair);
+        }
+        for (go, sender) in ending {
+            go.send(()).expect("a sender");
+            sender.join().expect("a sender");
+        }
+        for pair in &pairs {
+            recv_all(&pair.client, &mut [0; 5], deadline);
         }
         disable(&instance, &["--timeout", "20s"]).ok();
         for pair in &pairs {

@@ -56,10 +56,10 @@ static __always_inline bool sa_is_elsewhere(const struct sa_sock *st)
 {
 	const struct task_struct___sa *task = sa_cast(st->task, task_struct___sa);
 
-	/* What is there now is not the thread: it has ended. */
+	/* Something else is there now: the thread has ended. */
 	if ((__u32)sa_load(task, pid) != st->tid)
 		return true;
-	return sa_load(task, __state) & SA_TASK_INTERRUPTIBLE;
+	return sa_load(task, __state) & (SA_TASK_INTERRUPTIBLE | SA_TASK_DEAD);
 }
 
 /*

@@ -238,6 +238,7 @@ enum sock_flags___sa {
 
 /* include/linux/sched.h: a bit, TASK_FREEZABLE may come with it */
 #define SA_TASK_INTERRUPTIBLE 1
+#define SA_TASK_DEAD 0x80
 
 #define SA_O_NONBLOCK 04000
 #define SA_S_IFMT 0170000
