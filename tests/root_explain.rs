@@ -3,10 +3,21 @@
 
 mod common;
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
+use nix::sys::stat::fstat;
 use serde_json::Value;
+use sockaccel::state::process::OpenSocket;
+use sockaccel::state::process::all_sockets;
 
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
@@ -367,6 +378,58 @@ fn what_is_not_there() {
     instance.disable().ok();
     let ran = instance.run(&["explain", "--port", "1"]);
     assert_eq!(ran.code, Some(4), "{}", ran.stderr);
+}
+
+/// The walk over open files knows connected TCP sockets only; where its pin is
+/// missing, as with an instance of an earlier version, /proc tells of all sockets.
+#[test]
+fn open_sockets_are_walked_or_read_from_proc() {
+    let cgroup = Cgroup::new("explain");
+    let instance = Instance::enable(&cgroup, &[]);
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let _joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let pair = Pair::on(&listener, &options);
+    warm_up(&instance, &pair);
+
+    let own = std::process::id();
+    let inode = |fd: BorrowedFd<'_>| fstat(fd).expect("fstat").st_ino;
+    let known = |fd: BorrowedFd<'_>| {
+        let open = all_sockets(&dir);
+        let of = |socket: &OpenSocket| {
+            (socket.pid, socket.fd, socket.inode) == (own, fd.as_raw_fd(), inode(fd))
+        };
+        open.iter().any(of)
+    };
+    let ends = [pair.client.as_fd(), pair.server.as_fd()];
+    assert!(ends.into_iter().all(known));
+    assert!(!known(listener.as_fd()));
+    let walked = explain(&instance, &pair);
+    assert_eq!(walked["ends"][0]["pid"], own, "{walked}");
+
+    fs::remove_file(dir.join("sa_iter_open")).expect("a pin");
+    assert!(ends.into_iter().all(known));
+    assert!(known(listener.as_fd()));
+    assert_eq!(explain(&instance, &pair), walked);
+    instance.run(&["upgrade"]).ok();
+    assert!(!known(listener.as_fd()));
+}
+
+/// A thread may have descriptors of its own: there is no way to them by its pid.
+#[test]
+fn descriptors_of_a_thread_alone_are_not_those_of_its_process() {
+    let cgroup = Cgroup::new("explain");
+    let instance = Instance::enable(&cgroup, &[]);
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let alone = || {
+        unshare(CloneFlags::CLONE_FILES).expect("unshare");
+        let pair = Pair::new();
+        let inode = fstat(&pair.client).expect("fstat").st_ino;
+        let open = all_sockets(&dir);
+        assert!(open.iter().all(|socket| socket.inode != inode));
+    };
+    thread::scope(|scope| scope.spawn(alone).join()).expect("the thread");
 }
 
 /// One connection among many; a hang guard, not a measurement.

@@ -379,6 +379,14 @@ struct sa_dump {
 };
 _Static_assert(sizeof(struct sa_dump) == 344, "layout");
 
+/* One record of sa_iter_open: a descriptor of a process that is a TCP socket with a peer. */
+struct sa_open {
+	__u64 inode; /* of the socket, as in /proc/PID/fd */
+	__u32 tgid; /* outside of all pid namespaces */
+	__u32 fd;
+};
+_Static_assert(sizeof(struct sa_open) == 16, "layout");
+
 /* What a draining socket waits for before it can be taken out. */
 enum sa_waits {
 	SA_WAITS_NOT = 0, /* it is not draining */

@@ -129,6 +129,7 @@ const PIECES: &[(Piece, &str)] = &[
     program(ProgramType::CgroupSockAddr, "Linux 4.17"),
     program(ProgramType::Tracepoint, "Linux 4.7"),
     (Piece::Iterator { name: "sockmap" }, "Linux 5.10"),
+    (Piece::Iterator { name: "task_file" }, "Linux 5.8"),
     map(MapType::Sockhash, "Linux 4.18"),
     map(MapType::SkStorage, "Linux 5.2"),
     map(MapType::LpmTrie, "Linux 4.11"),
@@ -550,6 +551,7 @@ mod tests {
         "bpf_task_from_pid",
         "bpf_task_release",
         "bpf_seq_write",
+        "bpf_sock_from_file",
         "bpf_rdonly_cast",
     ];
 

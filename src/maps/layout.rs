@@ -179,6 +179,16 @@ impl Dump {
     }
 }
 
+/// `struct sa_open`: one record of the iterator `sa_iter_open`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Open {
+    pub inode: u64,
+    pub tgid: u32,
+    pub fd: u32,
+}
+
 /// `struct sa_candidate`: one record of the iterator `sa_adopt_scan`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -407,6 +417,7 @@ const _: () = {
     assert!(size_of::<Conn>() == 320);
     assert!(size_of::<Sock>() == 312);
     assert!(size_of::<Dump>() == 344);
+    assert!(size_of::<Open>() == 16);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
     assert!(size_of::<Place>() == 16);

@@ -1,11 +1,19 @@
-//! Which process has which socket open, as /proc tells.
+//! Which process has which socket open, as the walk of an instance tells, or /proc.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::num::NonZero;
+use std::os::fd::AsFd as _;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::thread;
 
 use nix::fcntl::readlinkat;
+use zerocopy::FromBytes as _;
+
+use crate::maps::layout::Open;
+use crate::sys::bpf;
 
 /// Descriptors that are worth threads.
 const MANY: usize = 1000;
@@ -19,6 +27,53 @@ pub struct OpenSocket {
     pub fd: i32,
     /// The socket's inode, the same for every descriptor of it.
     pub inode: u64,
+}
+
+/// Every TCP socket with a peer that a process has open, those of each process
+/// together; maybe other sockets, too.
+///
+/// `sa_iter_open` takes a tenth of the time that /proc does. An instance that an
+/// earlier version made may not have it; it counts processes from outside of all
+/// pid namespaces, where this process may not be.
+pub fn all_sockets(dir: &Path) -> Vec<OpenSocket> {
+    walked(dir).unwrap_or_else(|| sockets_of(all()))
+}
+
+/// Those of these processes.
+pub fn sockets_among(dir: &Path, pids: Vec<u32>) -> Vec<OpenSocket> {
+    let Some(mut sockets) = walked(dir) else {
+        return sockets_of(pids);
+    };
+    let pids: HashSet<u32> = pids.into_iter().collect();
+    sockets.retain(|socket| pids.contains(&socket.pid));
+    sockets
+}
+
+/// `PROC_PID_INIT_INO` of `linux/proc_ns.h`, as the link shows it.
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
+
+fn in_first_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(FIRST_NAMESPACE))
+}
+
+fn walked(dir: &Path) -> Option<Vec<OpenSocket>> {
+    in_first_namespace().then(|| walk(dir).ok()).flatten()
+}
+
+fn walk(dir: &Path) -> io::Result<Vec<OpenSocket>> {
+    let program = bpf::open_pinned(&dir.join("sa_iter_open"))?;
+    let mut bytes = Vec::new();
+    bpf::iterate(program.as_fd())?.read_to_end(&mut bytes)?;
+    let records = bytes.chunks_exact(size_of::<Open>());
+    let open = records.filter_map(|record| Open::read_from_bytes(record).ok());
+    let socket = |open: Open| {
+        Some(OpenSocket {
+            pid: open.tgid,
+            fd: i32::try_from(open.fd).ok()?,
+            inode: open.inode,
+        })
+    };
+    Ok(open.filter_map(socket).collect())
 }
 
 /// Every process of this pid namespace.

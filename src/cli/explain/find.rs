@@ -16,7 +16,7 @@ use crate::cli::addr::{local, remote};
 use crate::error::Result;
 use crate::maps::layout::{Conn, Dump, Passed, ROLE_ACTIVE, Side, Sock, Tuple};
 use crate::maps::{Table, sockets};
-use crate::state::process::{self, OpenSocket, sockets_of};
+use crate::state::process::{OpenSocket, all_sockets};
 use crate::state::{Instance, cgroup, sock_diag};
 use crate::sys::pidfd::{self, Process};
 
@@ -98,7 +98,7 @@ pub struct Found {
 pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> {
     // Before the table is read: what is enrolled meanwhile is no end at all, not one
     // that has left the table.
-    let open = sockets_of(process::all());
+    let open = all_sockets(&instance.dir());
     let mut ends = enrolled(&instance.dir())?;
     let (holders, hidden) = merge_open(instance, &mut ends, &open, wanted)?;
     merge_tables(instance, &mut ends)?;
@@ -107,7 +107,7 @@ pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> 
         .filter(|end| fits(end, wanted, &holders))
         .collect();
     // The client's side first: it begins the connection.
-    chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
+    chosen.sort_by_cached_key(|end| (end.role() != Some(true), end.cookie));
     let peers = Peers::new(&ends);
     let mut connections: Vec<Connection> = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
@@ -166,10 +166,12 @@ fn merge_open(
 ) -> Result<(Holders, u64)> {
     let records: Table<i32, Sock> = instance.table("sa_socks")?;
     let known = ends.values().filter_map(|end| end.enrolled.as_ref());
-    let mut by_inode: HashMap<u64, Option<u64>> = known
-        .filter(|dump| dump.inode != 0)
-        .map(|dump| (dump.inode.into(), Some(dump.sock.cookie)))
-        .collect();
+    let mut by_inode: HashMap<u64, Option<u64>> = HashMap::with_capacity(open.len());
+    by_inode.extend(
+        known
+            .filter(|dump| dump.inode != 0)
+            .map(|dump| (dump.inode.into(), Some(dump.sock.cookie))),
+    );
     let mut holders = Holders::new();
     let mut hidden = 0;
     for open in open.chunk_by(|a, b| a.pid == b.pid) {
@@ -307,25 +309,22 @@ struct Index {
     /// The one that knows this cookie as its peer's.
     pointing: HashMap<u64, u64>,
     /// Both ends of a connection by its id.
-    by_id: HashMap<u64, Vec<u64>>,
+    by_id: HashMap<u64, [u64; 2]>,
     by_names: HashMap<(SocketAddr, SocketAddr, u64), u64>,
 }
 
 impl Index {
     fn new(ends: &Ends) -> Self {
         let mut index = Self {
-            pointing: HashMap::new(),
-            by_id: HashMap::new(),
-            by_names: HashMap::new(),
+            pointing: HashMap::with_capacity(ends.len()),
+            by_id: HashMap::with_capacity(ends.len()),
+            by_names: HashMap::with_capacity(ends.len()),
         };
         for end in ends.values() {
             if let Some(sock) = end.record() {
                 index.pointing.insert(sock.peer_cookie, end.cookie);
-                index
-                    .by_id
-                    .entry(sock.conn_id)
-                    .or_default()
-                    .push(end.cookie);
+                let both = index.by_id.entry(sock.conn_id);
+                both.or_insert([end.cookie; 2])[1] = end.cookie;
             }
             let names = (end.local, end.remote, end.netns_cookie);
             index.by_names.insert(names, end.cookie);
