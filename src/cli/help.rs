@@ -42,16 +42,13 @@ pub fn on_a_screen(command: Command) -> Command {
 
 /// Changes a command and all below it.
 fn each(command: Command, path: &str, change: &impl Fn(Command, &str) -> Command) -> Command {
-    let names: Vec<String> = names(&command).map(str::to_owned).collect();
+    let names = command.get_subcommands().map(Command::get_name);
+    let names: Vec<String> = names.map(str::to_owned).collect();
     let command = names.iter().fold(command, |command, name| {
         let path = format!("{path} {name}");
         command.mut_subcommand(name, |sub| each(sub, &path, change))
     });
     change(command, path)
-}
-
-fn names(command: &Command) -> impl Iterator<Item = &str> {
-    command.get_subcommands().map(Command::get_name)
 }
 
 fn after_help(command: &Command) -> String {

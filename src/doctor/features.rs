@@ -540,8 +540,9 @@ mod tests {
         }
     }
 
-    /// Helpers that have been there since maps and iterators have, and functions
-    /// that the programs do without (kernel.h).
+    /// Helpers that have been there since maps and iterators have, or longer than
+    /// others of [`PIECES`] (in iterators, for which libbpf has no probe), and
+    /// functions that the programs do without (kernel.h).
     const NOT_PROBED: &[&str] = &[
         "bpf_ktime_get_ns",
         "bpf_map_lookup_elem",

@@ -32,7 +32,7 @@ pub struct OpenSocket {
 /// Every TCP socket with a peer that a process has open, those of each process
 /// together; maybe other sockets, too.
 ///
-/// `sa_iter_open` takes a tenth of the time that /proc does. An instance that an
+/// `sa_iter_open` takes a fifth of the time that /proc does. An instance that an
 /// earlier version made may not have it; it counts processes from outside of all
 /// pid namespaces, where this process may not be.
 pub fn all_sockets(dir: &Path) -> Vec<OpenSocket> {
