@@ -16,8 +16,7 @@ use nix::sched::CloneFlags;
 use nix::sched::unshare;
 use nix::sys::stat::fstat;
 use serde_json::Value;
-use sockaccel::state::process::OpenSocket;
-use sockaccel::state::process::all_sockets;
+use sockaccel::state::process::walked;
 
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
@@ -380,40 +379,40 @@ fn what_is_not_there() {
     assert_eq!(ran.code, Some(4), "{}", ran.stderr);
 }
 
-/// The walk over open files knows connected TCP sockets only; where its pin is
-/// missing, as with an instance of an earlier version, /proc tells of all sockets.
+/// Where the pin of the walk over open files is missing, as with an instance of an
+/// earlier version, /proc tells as much.
 #[test]
 fn open_sockets_are_walked_or_read_from_proc() {
     let cgroup = Cgroup::new("explain");
+    let outside = Pair::new();
     let instance = Instance::enable(&cgroup, &[]);
     let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
     let _joined = cgroup.join();
-    let options = Options::default();
-    let listener = listen(&options);
-    let pair = Pair::on(&listener, &options);
+    let listener = listen(&Options::default());
+    let pair = Pair::on(&listener, &Options::default());
     warm_up(&instance, &pair);
+    let skipped = Pair::with(&Options::blocking());
+    rounds(&skipped);
 
     let own = std::process::id();
-    let inode = |fd: BorrowedFd<'_>| fstat(fd).expect("fstat").st_ino;
     let known = |fd: BorrowedFd<'_>| {
-        let open = all_sockets(&dir);
-        let of = |socket: &OpenSocket| {
-            (socket.pid, socket.fd, socket.inode) == (own, fd.as_raw_fd(), inode(fd))
-        };
-        open.iter().any(of)
+        let inode = fstat(fd).expect("fstat").st_ino;
+        let place = (own, fd.as_raw_fd(), inode);
+        let walked = walked(&dir).expect("a walk").into_iter();
+        let mut sockets = walked.map(|walked| walked.socket);
+        sockets.any(|socket| (socket.pid, socket.fd, socket.inode) == place)
     };
-    let ends = [pair.client.as_fd(), pair.server.as_fd()];
-    assert!(ends.into_iter().all(known));
-    assert!(!known(listener.as_fd()));
-    let walked = explain(&instance, &pair);
-    assert_eq!(walked["ends"][0]["pid"], own, "{walked}");
+    assert!(known(pair.client.as_fd()) && known(outside.server.as_fd()));
+    assert!(!known(listener.as_fd()), "it has no peer");
+    let pairs = [&pair, &skipped, &outside];
+    let told = pairs.map(|pair| explain(&instance, pair));
+    assert_eq!(told[0]["ends"][0]["pid"], own, "{}", told[0]);
 
     fs::remove_file(dir.join("sa_iter_open")).expect("a pin");
-    assert!(ends.into_iter().all(known));
-    assert!(known(listener.as_fd()));
-    assert_eq!(explain(&instance, &pair), walked);
+    assert!(walked(&dir).is_none());
+    assert_eq!(pairs.map(|pair| explain(&instance, pair)), told);
     instance.run(&["upgrade"]).ok();
-    assert!(!known(listener.as_fd()));
+    assert!(known(pair.client.as_fd()));
 }
 
 /// A thread may have descriptors of its own: there is no way to them by its pid.
@@ -426,8 +425,8 @@ fn descriptors_of_a_thread_alone_are_not_those_of_its_process() {
         unshare(CloneFlags::CLONE_FILES).expect("unshare");
         let pair = Pair::new();
         let inode = fstat(&pair.client).expect("fstat").st_ino;
-        let open = all_sockets(&dir);
-        assert!(open.iter().all(|socket| socket.inode != inode));
+        let walked = walked(&dir).expect("a walk");
+        assert!(walked.iter().all(|walked| walked.socket.inode != inode));
     };
     thread::scope(|scope| scope.spawn(alone).join()).expect("the thread");
 }

@@ -3,9 +3,8 @@
 #ifndef SA_OPEN_H
 #define SA_OPEN_H
 
-#include "kernel.h"
-#include "intf.h"
 #include "dump.h"
+#include "pairing.h"
 
 /* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file___sa {
@@ -20,6 +19,25 @@ static __always_inline bool sa_has_peer(const struct sock_common___sa *skc)
 {
 	return skc->skc_dport && skc->skc_state != SA_TCP_SYN_SENT &&
 	       skc->skc_state != SA_TCP_CLOSE;
+}
+
+/* What is noted of a socket that is in the table is told by the walk over that. */
+static __always_inline void sa_tell_open_socket(struct seq_file *seq, struct sa_open *record,
+						const struct tcp_sock___sa *tp)
+{
+	const struct sock___sa *sk = (const void *)tp;
+	const struct sa_sock *st = NULL;
+
+	record->cookie = bpf_get_socket_cookie((void *)tp);
+	record->netns_cookie = sk->__sk_common.skc_net.net->net_cookie;
+	sa_tuple_of(tp, &record->tuple);
+	record->mapped = !!((__u64)BPF_CORE_READ(sk, sk_user_data) & SA_USER_DATA_PSOCK);
+	if (!record->mapped)
+		st = bpf_sk_storage_get(&sa_socks, (void *)tp, NULL, 0);
+	record->noted = !!st;
+	bpf_seq_write(seq, record, sizeof(*record));
+	if (st)
+		bpf_seq_write(seq, (void *)st, sizeof(*st));
 }
 
 static __always_inline void sa_tell_open(struct bpf_iter__task_file___sa *ctx)
@@ -41,7 +59,7 @@ static __always_inline void sa_tell_open(struct bpf_iter__task_file___sa *ctx)
 		return;
 	record.inode = file->f_inode->i_ino;
 	record.tgid = task->tgid;
-	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	sa_tell_open_socket(ctx->meta->seq, &record, tp);
 }
 
 #endif

@@ -185,8 +185,13 @@ impl Dump {
 #[allow(missing_docs)]
 pub struct Open {
     pub inode: u64,
+    pub cookie: u64,
+    pub netns_cookie: u64,
     pub tgid: u32,
     pub fd: u32,
+    pub tuple: Tuple,
+    pub mapped: u32,
+    pub noted: u32,
 }
 
 /// `struct sa_candidate`: one record of the iterator `sa_adopt_scan`.
@@ -417,7 +422,7 @@ const _: () = {
     assert!(size_of::<Conn>() == 320);
     assert!(size_of::<Sock>() == 312);
     assert!(size_of::<Dump>() == 344);
-    assert!(size_of::<Open>() == 16);
+    assert!(size_of::<Open>() == 80);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
     assert!(size_of::<Place>() == 16);

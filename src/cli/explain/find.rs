@@ -16,7 +16,7 @@ use crate::cli::addr::{local, remote};
 use crate::error::Result;
 use crate::maps::layout::{Conn, Dump, Passed, ROLE_ACTIVE, Side, Sock, Tuple};
 use crate::maps::{Table, sockets};
-use crate::state::process::{OpenSocket, all_sockets};
+use crate::state::process::{self, OpenSocket, Walked, sockets_of, walked};
 use crate::state::{Instance, cgroup, sock_diag};
 use crate::sys::pidfd::{self, Process};
 
@@ -98,9 +98,12 @@ pub struct Found {
 pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> {
     // Before the table is read: what is enrolled meanwhile is no end at all, not one
     // that has left the table.
-    let open = all_sockets(&instance.dir());
+    let open = walked(&instance.dir()).ok_or_else(|| sockets_of(process::all()));
     let mut ends = enrolled(&instance.dir())?;
-    let (holders, hidden) = merge_open(instance, &mut ends, &open, wanted)?;
+    let (holders, hidden) = match open {
+        Ok(walked) => (merge_walked(instance, &mut ends, walked, wanted)?, 0),
+        Err(open) => merge_open(instance, &mut ends, &open, wanted)?,
+    };
     merge_tables(instance, &mut ends)?;
     let mut chosen: Vec<&End> = ends
         .values()
@@ -157,6 +160,56 @@ fn enrolled(dir: &Path) -> Result<Ends> {
 }
 
 /// Who has these open, and every other connected TCP socket that some process has
+/// open, as the walk has told.
+fn merge_walked(
+    instance: &Instance,
+    ends: &mut Ends,
+    walked: Vec<Walked>,
+    wanted: Wanted,
+) -> Result<Holders> {
+    let records: Table<i32, Sock> = instance.table("sa_socks")?;
+    let mut holders = Holders::new();
+    for Walked {
+        socket,
+        told,
+        mut noted,
+    } in walked
+    {
+        let end = match ends.entry(told.cookie) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(slot) => {
+                // It has left the table since, or it is in another one.
+                if told.mapped != 0 {
+                    noted = noted_of(&socket, told.cookie, &records)?;
+                }
+                let known = End::known(told.cookie, told.netns_cookie, &told.tuple);
+                slot.insert(End { noted, ..known })
+            }
+        };
+        end.open.get_or_insert(socket);
+        if matches!(wanted, Wanted::Pid(pid) if pid == socket.pid) {
+            holders.insert(told.cookie);
+        }
+    }
+    Ok(holders)
+}
+
+fn noted_of(
+    socket: &OpenSocket,
+    cookie: u64,
+    records: &Table<i32, Sock>,
+) -> Result<Option<Box<Sock>>> {
+    let open = Process::open(socket.pid).and_then(|process| process.descriptor(socket.fd));
+    let Ok(fd) = open else { return Ok(None) };
+    noted(&fd, cookie, records)
+}
+
+fn noted(fd: &OwnedFd, cookie: u64, records: &Table<i32, Sock>) -> Result<Option<Box<Sock>>> {
+    let record = records.get(&fd.as_raw_fd())?;
+    Ok(record.filter(|sock| sock.cookie == cookie).map(Box::new))
+}
+
+/// The same by /proc: who has these open, and every other connected TCP socket that some process has
 /// open, in whatever network namespace: each of them is asked itself.
 fn merge_open(
     instance: &Instance,
@@ -226,10 +279,7 @@ fn ask(fd: &OwnedFd, records: &Table<i32, Sock>) -> Result<Option<End>> {
         netns_cookie: number(libc::SO_NETNS_COOKIE),
         open: None,
         enrolled: None,
-        noted: records
-            .get(&fd.as_raw_fd())?
-            .filter(|sock| sock.cookie == cookie)
-            .map(Box::new),
+        noted: noted(fd, cookie, records)?,
         side: None,
         passed: None,
     }))
