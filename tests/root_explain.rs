@@ -405,12 +405,13 @@ fn open_sockets_are_walked_or_read_from_proc() {
     assert!(known(pair.client.as_fd()) && known(outside.server.as_fd()));
     assert!(!known(listener.as_fd()), "it has no peer");
     let pairs = [&pair, &skipped, &outside];
-    let told = pairs.map(|pair| explain(&instance, pair));
-    assert_eq!(told[0]["ends"][0]["pid"], own, "{}", told[0]);
+    let found = || pairs.map(|pair| explain(&instance, pair)["ends"].clone());
+    let by_walk = found();
+    assert_eq!(by_walk[0][0]["pid"], own, "{by_walk:?}");
 
     fs::remove_file(dir.join("sa_iter_open")).expect("a pin");
     assert!(walked(&dir).is_none());
-    assert_eq!(pairs.map(|pair| explain(&instance, pair)), told);
+    assert_eq!(found(), by_walk);
     instance.run(&["upgrade"]).ok();
     assert!(known(pair.client.as_fd()));
 }
