@@ -393,6 +393,13 @@ fn open_sockets_are_walked_or_read_from_proc() {
     warm_up(&instance, &pair);
     let skipped = Pair::with(&Options::blocking());
     rounds(&skipped);
+    let other = Cgroup::new("explain-other");
+    let others = Instance::enable(&other, &[]);
+    let elsewhere = {
+        let _joined = other.join();
+        Pair::new()
+    };
+    warm_up(&others, &elsewhere);
 
     let own = std::process::id();
     let known = |fd: BorrowedFd<'_>| {
@@ -404,7 +411,7 @@ fn open_sockets_are_walked_or_read_from_proc() {
     };
     assert!(known(pair.client.as_fd()) && known(outside.server.as_fd()));
     assert!(!known(listener.as_fd()), "it has no peer");
-    let pairs = [&pair, &skipped, &outside];
+    let pairs = [&pair, &skipped, &outside, &elsewhere];
     let found = || pairs.map(|pair| explain(&instance, pair)["ends"].clone());
     let by_walk = found();
     assert_eq!(by_walk[0][0]["pid"], own, "{by_walk:?}");

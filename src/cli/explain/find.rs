@@ -200,8 +200,14 @@ fn noted_of(
     records: &Table<i32, Sock>,
 ) -> Result<Option<Box<Sock>>> {
     let open = Process::open(socket.pid).and_then(|process| process.descriptor(socket.fd));
-    let Ok(fd) = open else { return Ok(None) };
-    noted(&fd, cookie, records)
+    let is_it = |fd: &OwnedFd| {
+        pidfd::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE).is_ok_and(|own| own == cookie)
+    };
+    // By now the descriptor may be of anything.
+    match open.ok().filter(is_it) {
+        Some(fd) => noted(&fd, cookie, records),
+        None => Ok(None),
+    }
 }
 
 fn noted(fd: &OwnedFd, cookie: u64, records: &Table<i32, Sock>) -> Result<Option<Box<Sock>>> {
