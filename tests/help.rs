@@ -9,25 +9,72 @@ use std::process::{Command as Process, Stdio};
 use clap::Command;
 use sockaccel::cli::man::{EXAMPLE, pages, schemas};
 use sockaccel::cli::outputs::{TEXT_ONLY, all};
-use sockaccel::cli::{Cli, command};
+use sockaccel::cli::{Cli, command, whole};
 
 const COLUMNS: usize = 80;
-/// A screen has 24 lines; what has many options may have some more.
-const LINES: usize = 40;
+const LINES: usize = 24;
 
 /// Every command that is not hidden, with its path, built.
 fn each(visit: &mut impl FnMut(&str, &Command)) {
-    fn walk(of: &Command, path: &str, visit: &mut impl FnMut(&str, &Command)) {
+    fn walk(of: &Command, all: &Command, path: &str, visit: &mut impl FnMut(&str, &Command)) {
         visit(path, of);
-        for sub in of.get_subcommands() {
-            if !sub.is_hide_set() && sub.get_name() != "help" {
-                walk(sub, &format!("{path} {}", sub.get_name()), visit);
+        for sub in all.get_subcommands() {
+            let name = sub.get_name();
+            if !sub.is_hide_set() && name != "help" {
+                let found = of.find_subcommand(name).expect(name);
+                walk(found, sub, &format!("{path} {name}"), visit);
             }
         }
     }
     let mut root = command().term_width(COLUMNS);
     root.build();
-    walk(&root, "sockaccel", visit);
+    walk(&root, &whole(), "sockaccel", visit);
+}
+
+/// Also what is not on the screen is named there, and is in the whole help.
+#[test]
+fn help_leaves_nothing_unsaid() {
+    each(&mut |path, command| {
+        let [short, long] = [false, true].map(|all| {
+            let mut command = command.clone().term_width(COLUMNS);
+            let text = if all {
+                command.render_long_help()
+            } else {
+                command.render_help()
+            };
+            text.to_string()
+        });
+        let words = short.split([' ', '\n', ',', ';']);
+        let words: BTreeSet<&str> = words.collect();
+        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let Some(name) = arg.get_long().filter(|name| *name != "help") else {
+                continue;
+            };
+            let typed = format!("--{name}");
+            assert!(words.contains(&*typed), "{path}: {typed} is not in {short}");
+            let about = arg.get_help().expect("text").to_string();
+            let first = about.split(' ').next().expect("a word");
+            let at = long.find(&typed).expect(&typed);
+            assert!(long[at..].contains(first), "{path}: {typed} in {long}");
+        }
+        for sub in command.get_subcommands().map(Command::get_name) {
+            let hidden = ["help"].contains(&sub) || whole_hides(sub);
+            assert!(
+                hidden || words.contains(sub),
+                "{path}: {sub} is not in {short}"
+            );
+            assert!(
+                hidden || long.contains(&format!("  {sub} ")),
+                "{path}: {sub} in {long}"
+            );
+        }
+    });
+}
+
+fn whole_hides(name: &str) -> bool {
+    whole()
+        .find_subcommand(name)
+        .is_some_and(Command::is_hide_set)
 }
 
 #[test]

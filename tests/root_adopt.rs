@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use nix::fcntl::splice;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::sys::utsname::uname;
+use nix::unistd::gettid;
 use nix::unistd::pipe;
 use serde_json::Value;
 
@@ -493,6 +495,36 @@ fn a_reader_that_splices_its_first_bytes_gets_all_of_them() {
         at += 64;
     }
     assert_eq!(instance.stats().by_reason("stack_reasons", "unread"), 1);
+}
+
+/// Who sleeps in recv(2) at adoption may have begun a splice(2), and is not redirected
+/// to before it has come back. A poll(2) is none.
+#[test]
+fn a_reader_that_polls_meanwhile_is_redirected_to() {
+    if refused_here() {
+        return;
+    }
+    let cgroup = Cgroup::new("polls");
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    round_trip(&pair);
+    let instance = Instance::enable(&cgroup, &[]);
+    let deadline = Deadline::seconds(20);
+    let (tell, hear) = channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            tell.send(gettid()).expect("hear");
+            deadline.wait(&pair.client, PollFlags::POLLIN, "ping");
+        });
+        let stat = format!("/proc/self/task/{}/stat", hear.recv().expect("a thread"));
+        deadline.until("it sleeps", || {
+            fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "))
+        });
+        assert_eq!(adopt(&instance).0, 1);
+        send_all(&pair.server, b"ping", deadline);
+    });
+    recv_all(&pair.client, &mut [0; 4], deadline);
+    warm_up(&instance, &pair);
 }
 
 /// A third socket that has the numbers of one of the two: which is whose peer?

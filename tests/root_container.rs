@@ -110,6 +110,15 @@ fn inside_with_a_bpffs() {
         let pair = Pair::new();
         warm_up(&instance, &pair);
         assert_eq!(instance.dump("sockhash").len(), 2);
+        // A process has another number outside.
+        let own = std::process::id().to_string();
+        let explain = ["explain", "--pid", &own, "--json"];
+        let told = instance.run(&explain).ok().json();
+        assert_eq!(
+            told["connections"][0]["ends"][0]["cgroup"],
+            cgroup.path().display().to_string(),
+            "{told}"
+        );
     }
     let status = instance.run(&["status", "--json"]).ok().json();
     assert_eq!(

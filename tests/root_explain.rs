@@ -3,10 +3,20 @@
 
 mod common;
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
+use nix::sys::stat::fstat;
 use serde_json::Value;
+use sockaccel::state::process::walked;
 
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
@@ -367,6 +377,66 @@ fn what_is_not_there() {
     instance.disable().ok();
     let ran = instance.run(&["explain", "--port", "1"]);
     assert_eq!(ran.code, Some(4), "{}", ran.stderr);
+}
+
+/// Where the pin of the walk over open files is missing, as with an instance of an
+/// earlier version, /proc tells as much.
+#[test]
+fn open_sockets_are_walked_or_read_from_proc() {
+    let cgroup = Cgroup::new("explain");
+    let outside = Pair::new();
+    let instance = Instance::enable(&cgroup, &[]);
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let _joined = cgroup.join();
+    let listener = listen(&Options::default());
+    let pair = Pair::on(&listener, &Options::default());
+    warm_up(&instance, &pair);
+    let skipped = Pair::with(&Options::blocking());
+    rounds(&skipped);
+    let other = Cgroup::new("explain-other");
+    let others = Instance::enable(&other, &[]);
+    let elsewhere = {
+        let _joined = other.join();
+        Pair::new()
+    };
+    warm_up(&others, &elsewhere);
+
+    let own = std::process::id();
+    let known = |fd: BorrowedFd<'_>| {
+        let inode = fstat(fd).expect("fstat").st_ino;
+        let place = (own, fd.as_raw_fd(), inode);
+        let walked = walked(&dir).expect("a walk").into_iter();
+        let mut sockets = walked.map(|walked| walked.socket);
+        sockets.any(|socket| (socket.pid, socket.fd, socket.inode) == place)
+    };
+    assert!(known(pair.client.as_fd()) && known(outside.server.as_fd()));
+    assert!(!known(listener.as_fd()), "it has no peer");
+    let pairs = [&pair, &skipped, &outside, &elsewhere];
+    let found = || pairs.map(|pair| explain(&instance, pair)["ends"].clone());
+    let by_walk = found();
+    assert_eq!(by_walk[0][0]["pid"], own, "{by_walk:?}");
+
+    fs::remove_file(dir.join("sa_iter_open")).expect("a pin");
+    assert!(walked(&dir).is_none());
+    assert_eq!(found(), by_walk);
+    instance.run(&["upgrade"]).ok();
+    assert!(known(pair.client.as_fd()));
+}
+
+/// A thread may have descriptors of its own: there is no way to them by its pid.
+#[test]
+fn descriptors_of_a_thread_alone_are_not_those_of_its_process() {
+    let cgroup = Cgroup::new("explain");
+    let instance = Instance::enable(&cgroup, &[]);
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let alone = || {
+        unshare(CloneFlags::CLONE_FILES).expect("unshare");
+        let pair = Pair::new();
+        let inode = fstat(&pair.client).expect("fstat").st_ino;
+        let walked = walked(&dir).expect("a walk");
+        assert!(walked.iter().all(|walked| walked.socket.inode != inode));
+    };
+    thread::scope(|scope| scope.spawn(alone).join()).expect("the thread");
 }
 
 /// One connection among many; a hang guard, not a measurement.

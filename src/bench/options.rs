@@ -30,13 +30,18 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub connections: Vec<u32>,
     /// Nagle's algorithm on, or off (default): `TCP_NODELAY`
-    #[arg(long, value_delimiter = ',', value_name = "WHICH")]
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_delimiter = ',',
+        value_name = "WHICH"
+    )]
     pub nagle: Vec<Nagle>,
     /// Where: loopback (default), netns, nat, host
     #[arg(long, value_delimiter = ',', value_name = "PLACE")]
     pub place: Vec<Place>,
     /// MTU of the links of netns and nat [default: 1500]
-    #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
+    #[arg(long, hide_short_help = true, value_delimiter = ',', value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
     pub mtu: Vec<u32>,
     /// Both programs on the same CPU (default), or across
     #[arg(long, value_delimiter = ',', value_name = "WHICH")]
@@ -54,14 +59,15 @@ pub struct Options {
     #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024))]
     pub depth: u32,
     /// How programs wait: epoll, spin
-    #[arg(long, value_enum, default_value_t = Wait::Epoll, value_name = "HOW")]
+    #[arg(long, hide_short_help = true, value_enum, default_value_t = Wait::Epoll, value_name = "HOW")]
     pub wait: Wait,
     /// Also with a peer outside the enabled cgroup
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub remote: bool,
     /// Options of `enable` for a second instance
     #[arg(
         long,
+        hide_short_help = true,
         value_name = "OPTIONS",
         allow_hyphen_values = true,
         value_delimiter = ' '
@@ -71,10 +77,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: u32,
     /// Of each measurement
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.15, value_parser = seconds)]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 0.15, value_parser = seconds)]
     pub seconds: f64,
     /// Before it, which do not count
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.05, value_parser = seconds)]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 0.05, value_parser = seconds)]
     pub warm_up: f64,
     /// Begin no measurement after this, like 30m
     #[arg(long, value_name = "TIME", value_parser = duration)]

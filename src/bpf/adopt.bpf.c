@@ -9,8 +9,15 @@
  * how much that was.
  */
 #include <linux/in.h>
+#include <linux/types.h>
+
+/* libbpf would read all symbols of the kernel, which takes half as long as all the rest. */
+const volatile __u64 sa_woken;
+#define SA_WOKEN sa_woken
+
 #include "kernel.h"
 #include "drain.h"
+#include "open.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -30,14 +37,6 @@ struct {
 struct bpf_iter__tcp___sa {
 	struct bpf_iter_meta___sa *meta;
 	struct sock_common___sa *sk_common;
-} __attribute__((preserve_access_index));
-
-/* kernel/bpf/task_iter.c */
-struct bpf_iter__task_file___sa {
-	struct bpf_iter_meta___sa *meta;
-	struct task_struct___sa *task;
-	__u32 fd;
-	struct file___sa *file;
 } __attribute__((preserve_access_index));
 
 /*

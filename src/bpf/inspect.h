@@ -182,7 +182,7 @@ static __always_inline __s32 sa_sleepers(const struct sock___sa *psk)
 			sa_cast(at - bpf_core_field_offset(struct wait_queue_entry___sa, entry),
 				wait_queue_entry___sa);
 
-		if (!&woken_wake_function || sa_load(entry, func) == &woken_wake_function)
+		if (!SA_WOKEN || (__u64)sa_load(entry, func) == SA_WOKEN)
 			sleepers++;
 		at = (__u64)sa_load(entry, entry.next);
 	}

@@ -380,6 +380,19 @@ struct sa_dump {
 };
 _Static_assert(sizeof(struct sa_dump) == 352, "layout");
 
+/* One record of sa_iter_open: a descriptor of a process that is a TCP socket with a peer. */
+struct sa_open {
+	__u64 inode; /* of the socket, as in /proc/PID/fd */
+	__u64 cookie;
+	__u64 netns_cookie;
+	__u32 tgid; /* outside of all pid namespaces */
+	__u32 fd;
+	struct sa_tuple tuple;
+	__u32 mapped; /* it is in a table of sockets, of ours or of another tool */
+	__u32 noted; /* it is not, and its struct sa_sock follows */
+};
+_Static_assert(sizeof(struct sa_open) == 80, "layout");
+
 /* What a draining socket waits for before it can be taken out. */
 enum sa_waits {
 	SA_WAITS_NOT = 0, /* it is not draining */

@@ -230,6 +230,7 @@ enum sock_flags___sa {
 
 /* include/net/tcp_states.h, include/uapi/linux/bpf.h BPF_TCP_* */
 #define SA_TCP_ESTABLISHED 1
+#define SA_TCP_SYN_SENT 2
 #define SA_TCP_FIN_WAIT1 4
 #define SA_TCP_FIN_WAIT2 5
 #define SA_TCP_CLOSE 7
@@ -249,8 +250,14 @@ enum sock_flags___sa {
 #define SA_USER_DATA_PTRMASK (~7UL)
 #define SA_USER_DATA_PSOCK 4UL
 
-/* What recv(2) and send(2) sleep with, kernel/sched/wait.c; poll(2) has its own. */
+/*
+ * What recv(2) and send(2) sleep with, kernel/sched/wait.c; poll(2) has its own. 0 where
+ * the kernel shows no addresses. libbpf finds it, unless an object has it from its loader.
+ */
+#ifndef SA_WOKEN
 extern const void woken_wake_function __ksym __weak;
+#define SA_WOKEN ((__u64)&woken_wake_function)
+#endif
 
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 

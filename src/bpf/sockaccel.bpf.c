@@ -6,6 +6,7 @@
 #include "direction.h"
 #include "drain.h"
 #include "dump.h"
+#include "open.h"
 #include "options.h"
 #include "reuse.h"
 
@@ -278,6 +279,13 @@ SEC("iter/sockmap")
 int sa_iter_dump(struct bpf_iter__sockmap___sa *ctx)
 {
 	sa_dump_one(ctx);
+	return 0;
+}
+
+SEC("iter/task_file")
+int sa_iter_open(struct bpf_iter__task_file___sa *ctx)
+{
+	sa_tell_open(ctx);
 	return 0;
 }
 

@@ -37,7 +37,7 @@ pub fn completions(args: &Completions) -> Result<()> {
         Supported::Fish => Shell::Fish,
     };
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut super::command(), "sockaccel", &mut text);
+    clap_complete::generate(shell, &mut super::whole(), "sockaccel", &mut text);
     write(&String::from_utf8_lossy(&text))
 }
 
@@ -97,7 +97,7 @@ pub fn schemas() -> Vec<(String, String)> {
 
 /// File name and text of the page of every command.
 pub fn pages() -> Vec<(String, String)> {
-    let mut root = super::command().disable_help_subcommand(true);
+    let mut root = super::whole().disable_help_subcommand(true);
     root.build();
     let outputs = outputs::all();
     let mut pages = Vec::new();

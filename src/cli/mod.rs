@@ -15,6 +15,7 @@ mod events;
 mod explain;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod help;
 mod identity;
 pub(crate) mod live;
 pub mod man;
@@ -63,17 +64,18 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 struct Global {
     /// Print JSON
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     json: bool,
     /// Print JSON with line breaks
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     pretty: bool,
     /// The instance to work on
     #[arg(long, global = true, value_name = "NAME", env = run::VARIABLE, hide_env = true,
-          default_value = DEFAULT_INSTANCE)]
+          default_value = DEFAULT_INSTANCE, hide_short_help = true)]
     instance: String,
     /// Where instances are pinned
-    #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR)]
+    #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR,
+          hide_short_help = true)]
     bpffs: PathBuf,
     /// Bold headers: auto, always, never
     #[arg(
@@ -81,14 +83,15 @@ struct Global {
         global = true,
         value_name = "WHEN",
         default_value = "auto",
-        hide_possible_values = true
+        hide_possible_values = true,
+        hide_short_help = true
     )]
     color: clap::ColorChoice,
-    /// Print help; sockaccel(8) says more
-    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    /// Print a screen of help; `sockaccel help COMMAND` and sockaccel(8) say more
+    #[arg(short, long, global = true, action = ArgAction::HelpShort, hide_short_help = true)]
     help: Option<bool>,
     /// Print the version
-    #[arg(short = 'V', long, action = ArgAction::Version)]
+    #[arg(short = 'V', long, action = ArgAction::Version, hide_short_help = true)]
     version: Option<bool>,
 }
 
@@ -197,33 +200,14 @@ struct Context {
     output: Output,
 }
 
-/// What clap knows of the command line. A command whose help gives no example
-/// has the one that fits it best: itself.
+/// What clap knows of the command line; its help fits a screen.
 pub fn command() -> clap::Command {
-    with_examples(Cli::command(), "sockaccel")
+    help::on_a_screen(whole())
 }
 
-fn with_examples(command: clap::Command, path: &str) -> clap::Command {
-    let names: Vec<String> = command
-        .get_subcommands()
-        .map(|sub| sub.get_name().to_owned())
-        .collect();
-    let command = names.iter().fold(command, |command, name| {
-        let path = format!("{path} {name}");
-        command.mut_subcommand(name, |sub| with_examples(sub, &path))
-    });
-    let after = command.get_after_help().map(ToString::to_string);
-    if after.is_some_and(|text| text.contains(man::EXAMPLE)) {
-        return command;
-    }
-    let runs_alone =
-        !command.has_subcommands() && !command.get_arguments().any(clap::Arg::is_required_set);
-    let first = names.first().filter(|_| command.has_subcommands());
-    match (runs_alone, first) {
-        (true, _) => command.after_help(format!("{}{path}", man::EXAMPLE)),
-        (_, Some(name)) => command.after_help(format!("{}{path} {name} --help", man::EXAMPLE)),
-        _ => command,
-    }
+/// The same, with nothing left out: for man pages and completions.
+pub fn whole() -> clap::Command {
+    help::with_examples(Cli::command())
 }
 
 impl Cli {

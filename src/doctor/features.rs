@@ -134,6 +134,7 @@ const PIECES: &[(Piece, &str)] = &[
     program(ProgramType::CgroupSockAddr, "Linux 4.17"),
     program(ProgramType::Tracepoint, "Linux 4.7"),
     (Piece::Iterator { name: "sockmap" }, "Linux 5.10"),
+    (Piece::Iterator { name: "task_file" }, "Linux 5.8"),
     map(MapType::Sockhash, "Linux 4.18"),
     map(MapType::SkStorage, "Linux 5.2"),
     map(MapType::LpmTrie, "Linux 4.11"),
@@ -564,8 +565,9 @@ mod tests {
         }
     }
 
-    /// Helpers that have been there since maps and iterators have, and functions
-    /// that the programs do without (kernel.h).
+    /// Helpers that have been there since maps and iterators have, or longer than
+    /// others of [`PIECES`] (in iterators, for which libbpf has no probe), and
+    /// functions that the programs do without (kernel.h).
     const NOT_PROBED: &[&str] = &[
         "bpf_ktime_get_ns",
         "bpf_map_lookup_elem",
@@ -573,6 +575,7 @@ mod tests {
         "bpf_map_delete_elem",
         "bpf_tail_call",
         "bpf_seq_write",
+        "bpf_sock_from_file",
         "bpf_rdonly_cast",
     ];
 

@@ -180,6 +180,21 @@ impl Dump {
     }
 }
 
+/// `struct sa_open`: one record of the iterator `sa_iter_open`.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct Open {
+    pub inode: u64,
+    pub cookie: u64,
+    pub netns_cookie: u64,
+    pub tgid: u32,
+    pub fd: u32,
+    pub tuple: Tuple,
+    pub mapped: u32,
+    pub noted: u32,
+}
+
 /// `struct sa_candidate`: one record of the iterator `sa_adopt_scan`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -408,6 +423,7 @@ const _: () = {
     assert!(size_of::<Conn>() == 320);
     assert!(size_of::<Sock>() == 320);
     assert!(size_of::<Dump>() == 352);
+    assert!(size_of::<Open>() == 80);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
     assert!(size_of::<Place>() == 16);

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -252,6 +252,9 @@ fn load<'obj>(
     let mut open = skel::AdoptSkelBuilder::default()
         .open(storage)
         .map_err(|e| Error::bpf("open", "the BPF programs of adopt", &e))?;
+    if !dry_run && let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+        constants.sa_woken = symbol("woken_wake_function");
+    }
     reuse_maps(open.open_object_mut(), &instance.dir())?;
     open.maps
         .sa_adoptions
@@ -261,6 +264,20 @@ fn load<'obj>(
     open.progs.sa_adopt_passive.set_autoload(!dry_run);
     open.load()
         .map_err(|e| Error::bpf("load", "the BPF programs of adopt", &e))
+}
+
+/// The address of a function of the kernel, 0 where it does not show it.
+fn symbol(name: &str) -> u64 {
+    let address = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next()?;
+        (words.nth(1) == Some(name)).then(|| u64::from_str_radix(address, 16).unwrap_or(0))
+    };
+    let symbols = File::open("/proc/kallsyms").map(BufReader::new);
+    symbols.map_or(0, |symbols| {
+        let mut lines = symbols.lines().map_while(io::Result::ok);
+        lines.find_map(|line| address(&line)).unwrap_or(0)
+    })
 }
 
 /// A network namespace; `None` is our own, which takes no privileges to be in.

@@ -1,11 +1,19 @@
-//! Which process has which socket open, as /proc tells.
+//! Which process has which socket open, as the walk of an instance tells, or /proc.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::num::NonZero;
+use std::os::fd::AsFd as _;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::thread;
 
 use nix::fcntl::readlinkat;
+use zerocopy::FromBytes as _;
+
+use crate::maps::layout::{Open, Sock};
+use crate::sys::bpf;
 
 /// Descriptors that are worth threads.
 const MANY: usize = 1000;
@@ -19,6 +27,73 @@ pub struct OpenSocket {
     pub fd: i32,
     /// The socket's inode, the same for every descriptor of it.
     pub inode: u64,
+}
+
+/// One that the walk `sa_iter_open` came by.
+#[derive(Debug)]
+pub struct Walked {
+    /// Where it is open.
+    pub socket: OpenSocket,
+    /// What the walk told.
+    pub told: Open,
+    /// What the programs noted of it, where that follows.
+    pub noted: Option<Box<Sock>>,
+}
+
+/// Every TCP socket with a peer that a process has open, once for each descriptor, in
+/// a fifth of the time that /proc takes.
+///
+/// `None` where there is no such walk: with an instance that an earlier version made,
+/// and where processes have other numbers, which are the walk's.
+pub fn walked(dir: &Path) -> Option<Vec<Walked>> {
+    in_first_namespace().then(|| walk(dir).ok()).flatten()
+}
+
+fn walk(dir: &Path) -> io::Result<Vec<Walked>> {
+    let program = bpf::open_pinned(&dir.join("sa_iter_open"))?;
+    let mut bytes = Vec::new();
+    bpf::iterate(program.as_fd())?.read_to_end(&mut bytes)?;
+    let mut rest = &bytes[..];
+    Ok(std::iter::from_fn(|| next(&mut rest)).collect())
+}
+
+/// Takes a record off the bytes.
+fn next(bytes: &mut &[u8]) -> Option<Walked> {
+    let (told, mut rest) = Open::read_from_prefix(bytes).ok()?;
+    let mut noted = None;
+    if told.noted != 0 {
+        let (sock, behind) = Sock::read_from_prefix(rest).ok()?;
+        (noted, rest) = (Some(Box::new(sock)), behind);
+    }
+    *bytes = rest;
+    Some(Walked {
+        socket: OpenSocket {
+            pid: told.tgid,
+            fd: i32::try_from(told.fd).ok()?,
+            inode: told.inode,
+        },
+        told,
+        noted,
+    })
+}
+
+/// The sockets that these processes have open, maybe only those of TCP.
+pub fn sockets_among(dir: &Path, pids: Vec<u32>) -> Vec<OpenSocket> {
+    let Some(walked) = walked(dir) else {
+        return sockets_of(pids);
+    };
+    let pids: HashSet<u32> = pids.into_iter().collect();
+    let sockets = walked.into_iter().map(|walked| walked.socket);
+    sockets
+        .filter(|socket| pids.contains(&socket.pid))
+        .collect()
+}
+
+/// `PROC_PID_INIT_INO` of `linux/proc_ns.h`, as the link shows it.
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
+
+fn in_first_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(FIRST_NAMESPACE))
 }
 
 /// Every process of this pid namespace.

@@ -15,7 +15,7 @@ use crate::maps::{Stats, sockets};
 use crate::outcome::REASONS;
 use crate::state::Instance;
 use crate::state::cgroup::{self, Cgroup};
-use crate::state::process::sockets_of;
+use crate::state::process::sockets_among;
 
 /// What can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Figures {
             });
         };
         let records = sockets::read(&instance.dir())?;
-        let chosen = choose(whose, &records)?;
+        let chosen = choose(&instance.dir(), whose, &records)?;
         let sum = |field: fn(&Dump) -> u64| chosen.iter().map(|record| field(record)).sum();
         let redirected_bytes = sum(|r| r.sock.redirected_bytes);
         let stack_bytes = sum(|r| r.sock.stack_bytes);
@@ -212,8 +212,8 @@ fn share(redirected: u64, stack: u64) -> f64 {
     redirected as f64 / (redirected + stack).max(1) as f64
 }
 
-fn choose<'a>(whose: &Whose, records: &'a [Dump]) -> Result<Vec<&'a Dump>> {
-    let inodes = match whose {
+fn choose<'a>(dir: &Path, whose: &Whose, records: &'a [Dump]) -> Result<Vec<&'a Dump>> {
+    let pids = match whose {
         Whose::Port(port) => {
             return Ok(records.iter().filter(|r| serves(r, *port)).collect());
         }
@@ -221,11 +221,12 @@ fn choose<'a>(whose: &Whose, records: &'a [Dump]) -> Result<Vec<&'a Dump>> {
             if !Path::new(&format!("/proc/{pid}")).exists() {
                 return Err(Error::Failed(format!("there is no process {pid}")));
             }
-            sockets_of([*pid])
+            vec![*pid]
         }
-        Whose::Cgroup(path) => sockets_of(cgroup::members_below(&Cgroup::open(path)?.path)),
+        Whose::Cgroup(path) => cgroup::members_below(&Cgroup::open(path)?.path),
     };
-    let inodes: HashSet<u64> = inodes.into_iter().map(|socket| socket.inode).collect();
+    let open = sockets_among(dir, pids);
+    let inodes: HashSet<u64> = open.into_iter().map(|socket| socket.inode).collect();
     Ok(records
         .iter()
         .filter(|r| inodes.contains(&u64::from(r.inode)))

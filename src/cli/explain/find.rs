@@ -16,7 +16,7 @@ use crate::cli::addr::{local, remote};
 use crate::error::Result;
 use crate::maps::layout::{Conn, Dump, Passed, ROLE_ACTIVE, Side, Sock, Tuple};
 use crate::maps::{Table, sockets};
-use crate::state::process::{self, OpenSocket, sockets_of};
+use crate::state::process::{self, OpenSocket, Walked, sockets_of, walked};
 use crate::state::{Instance, cgroup, sock_diag};
 use crate::sys::pidfd::{self, Process};
 
@@ -98,16 +98,19 @@ pub struct Found {
 pub fn find(instance: &Instance, wanted: Wanted, limit: usize) -> Result<Found> {
     // Before the table is read: what is enrolled meanwhile is no end at all, not one
     // that has left the table.
-    let open = sockets_of(process::all());
+    let open = walked(&instance.dir()).ok_or_else(|| sockets_of(process::all()));
     let mut ends = enrolled(&instance.dir())?;
-    let (holders, hidden) = merge_open(instance, &mut ends, &open, wanted)?;
+    let (holders, hidden) = match open {
+        Ok(walked) => (merge_walked(instance, &mut ends, walked, wanted)?, 0),
+        Err(open) => merge_open(instance, &mut ends, &open, wanted)?,
+    };
     merge_tables(instance, &mut ends)?;
     let mut chosen: Vec<&End> = ends
         .values()
         .filter(|end| fits(end, wanted, &holders))
         .collect();
     // The client's side first: it begins the connection.
-    chosen.sort_by_key(|end| (end.role() != Some(true), end.cookie));
+    chosen.sort_by_cached_key(|end| (end.role() != Some(true), end.cookie));
     let peers = Peers::new(&ends);
     let mut connections: Vec<Connection> = Vec::new();
     let mut told: HashSet<u64> = HashSet::new();
@@ -157,6 +160,62 @@ fn enrolled(dir: &Path) -> Result<Ends> {
 }
 
 /// Who has these open, and every other connected TCP socket that some process has
+/// open, as the walk has told.
+fn merge_walked(
+    instance: &Instance,
+    ends: &mut Ends,
+    walked: Vec<Walked>,
+    wanted: Wanted,
+) -> Result<Holders> {
+    let records: Table<i32, Sock> = instance.table("sa_socks")?;
+    let mut holders = Holders::new();
+    for Walked {
+        socket,
+        told,
+        mut noted,
+    } in walked
+    {
+        let end = match ends.entry(told.cookie) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(slot) => {
+                // It has left the table since, or it is in another one.
+                if told.mapped != 0 {
+                    noted = noted_of(&socket, told.cookie, &records)?;
+                }
+                let known = End::known(told.cookie, told.netns_cookie, &told.tuple);
+                slot.insert(End { noted, ..known })
+            }
+        };
+        end.open.get_or_insert(socket);
+        if matches!(wanted, Wanted::Pid(pid) if pid == socket.pid) {
+            holders.insert(told.cookie);
+        }
+    }
+    Ok(holders)
+}
+
+fn noted_of(
+    socket: &OpenSocket,
+    cookie: u64,
+    records: &Table<i32, Sock>,
+) -> Result<Option<Box<Sock>>> {
+    let open = Process::open(socket.pid).and_then(|process| process.descriptor(socket.fd));
+    let is_it = |fd: &OwnedFd| {
+        pidfd::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE).is_ok_and(|own| own == cookie)
+    };
+    // By now the descriptor may be of anything.
+    match open.ok().filter(is_it) {
+        Some(fd) => noted(&fd, cookie, records),
+        None => Ok(None),
+    }
+}
+
+fn noted(fd: &OwnedFd, cookie: u64, records: &Table<i32, Sock>) -> Result<Option<Box<Sock>>> {
+    let record = records.get(&fd.as_raw_fd())?;
+    Ok(record.filter(|sock| sock.cookie == cookie).map(Box::new))
+}
+
+/// The same by /proc: who has these open, and every other connected TCP socket that some process has
 /// open, in whatever network namespace: each of them is asked itself.
 fn merge_open(
     instance: &Instance,
@@ -166,10 +225,12 @@ fn merge_open(
 ) -> Result<(Holders, u64)> {
     let records: Table<i32, Sock> = instance.table("sa_socks")?;
     let known = ends.values().filter_map(|end| end.enrolled.as_ref());
-    let mut by_inode: HashMap<u64, Option<u64>> = known
-        .filter(|dump| dump.inode != 0)
-        .map(|dump| (dump.inode.into(), Some(dump.sock.cookie)))
-        .collect();
+    let mut by_inode: HashMap<u64, Option<u64>> = HashMap::with_capacity(open.len());
+    by_inode.extend(
+        known
+            .filter(|dump| dump.inode != 0)
+            .map(|dump| (dump.inode.into(), Some(dump.sock.cookie))),
+    );
     let mut holders = Holders::new();
     let mut hidden = 0;
     for open in open.chunk_by(|a, b| a.pid == b.pid) {
@@ -224,10 +285,7 @@ fn ask(fd: &OwnedFd, records: &Table<i32, Sock>) -> Result<Option<End>> {
         netns_cookie: number(libc::SO_NETNS_COOKIE),
         open: None,
         enrolled: None,
-        noted: records
-            .get(&fd.as_raw_fd())?
-            .filter(|sock| sock.cookie == cookie)
-            .map(Box::new),
+        noted: noted(fd, cookie, records)?,
         side: None,
         passed: None,
     }))
@@ -307,25 +365,22 @@ struct Index {
     /// The one that knows this cookie as its peer's.
     pointing: HashMap<u64, u64>,
     /// Both ends of a connection by its id.
-    by_id: HashMap<u64, Vec<u64>>,
+    by_id: HashMap<u64, [u64; 2]>,
     by_names: HashMap<(SocketAddr, SocketAddr, u64), u64>,
 }
 
 impl Index {
     fn new(ends: &Ends) -> Self {
         let mut index = Self {
-            pointing: HashMap::new(),
-            by_id: HashMap::new(),
-            by_names: HashMap::new(),
+            pointing: HashMap::with_capacity(ends.len()),
+            by_id: HashMap::with_capacity(ends.len()),
+            by_names: HashMap::with_capacity(ends.len()),
         };
         for end in ends.values() {
             if let Some(sock) = end.record() {
                 index.pointing.insert(sock.peer_cookie, end.cookie);
-                index
-                    .by_id
-                    .entry(sock.conn_id)
-                    .or_default()
-                    .push(end.cookie);
+                let both = index.by_id.entry(sock.conn_id);
+                both.or_insert([end.cookie; 2])[1] = end.cookie;
             }
             let names = (end.local, end.remote, end.netns_cookie);
             index.by_names.insert(names, end.cookie);

@@ -26,9 +26,8 @@ pub const VARIABLE: &str = "SOCKACCEL_INSTANCE";
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Accelerates only connections of which both ends are in the command.
-It finds the instance in SOCKACCEL_INSTANCE, where sockaccel itself looks for it.
-Exit status: the command's, 128 and a signal, or as env(1) 125, 126, 127.
+Accelerates what has both ends in the command, which finds the instance in
+SOCKACCEL_INSTANCE. Exit status: its own, 128 and a signal, 125-127 as env(1).
 
 Example:  sockaccel run -- sh -c 'redis-server --save \"\" & redis-benchmark -q; kill $!'")]
 pub struct Args {
@@ -38,7 +37,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
     /// The command and its arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        hide_short_help = true
+    )]
     command: Vec<OsString>,
 }
 
