@@ -150,7 +150,8 @@ fn accepted(context: &Context, args: &Args) -> Result<u32> {
     if let Ok(instance) = Instance::open(&context.place) {
         allowed.extend(Risk::from_bits(instance.config()?.allow));
     }
-    let report = doctor::before_enable(&args.cgroups, &allowed)?;
+    let report = doctor::before_enable(&args.cgroups, &allowed)
+        .map_err(|refusal| refusal.naming(&context.place.instance))?;
     say_warnings(context, &report);
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
 }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::maps::layout::{Config, Dump};
 use crate::maps::{Stats, sockets};
 use crate::output::count;
+use crate::remedy::Remedies;
 use crate::state::{self, Attached, Instance, Observer, cgroup};
 use crate::words::{Blocking, Scope};
 
@@ -23,6 +24,7 @@ pub fn run(context: &Context) -> Result<()> {
     let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = reasons::top(&counters);
+    let remedies = Remedies::new(instance.name(), &config, &attached);
     let value = State {
         instance: instance.name(),
         enabled: config.enabled != 0,
@@ -36,7 +38,7 @@ pub fn run(context: &Context) -> Result<()> {
         splice_observer: instance.observer(),
         allowed_risks: Risk::from_bits(config.allow).collect(),
         stats: stats::to_json(&counters),
-        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+        not_accelerated: reasons.iter().map(|r| r.to_json(&remedies)).collect(),
     };
     context.output.print(&value, || {
         to_text(
@@ -46,6 +48,7 @@ pub fn run(context: &Context) -> Result<()> {
             &draining,
             &counters,
             &reasons,
+            &remedies,
             &context.place.instances(),
         )
     })
@@ -178,6 +181,7 @@ fn to_text(
     draining: &Draining,
     stats: &Stats,
     reasons: &[Reason],
+    remedies: &Remedies,
     instances: &[String],
 ) -> String {
     let mut lines = vec![format!(
@@ -229,7 +233,7 @@ fn to_text(
     lines.extend(
         reasons
             .iter()
-            .map(|reason| reason.to_text(reason.outcome.remedy)),
+            .map(|reason| reason.to_text(&reason.remedy(remedies))),
     );
     let others: Vec<&str> = instances
         .iter()

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::maps::layout::PATH_REDIRECT;
 use crate::outcome::REASONS;
 use crate::output::count;
+use crate::remedy::Remedies;
 use crate::state::{Instance, process};
 use find::{Connection, End, Look, Paths, Wanted, canonical, find};
 use rules::{Direction, Rule, Seen, Setting};
@@ -82,10 +83,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let config = instance.config()?;
     let observed = instance.table::<u32, u32>("sa_observed")?.get(&0)?;
+    let attached = instance.attached()?;
     let setting = Setting {
         generation: (config.generation.wrapping_add(1)).wrapping_add(observed.unwrap_or_default()),
+        remedies: Remedies::new(instance.name(), &config, &attached),
         config,
-        attached: instance.attached()?,
+        attached,
         instance: &instance,
     };
     let mut paths = Paths::new();
