@@ -72,6 +72,31 @@ impl Bed {
     }
 }
 
+#[test]
+fn what_is_fixed_changes_by_export_disable_and_apply() {
+    let bed = Bed::new(&["--max-sockets=1000", "--port=80"]);
+    bed.run("endpoint add 10.0.0.7 --identity 1001").ok();
+    bed.run("policy add 10.0.0.7 egress any tcp/80 allow").ok();
+    let refused = bed
+        .instance
+        .enable_more(&[&bed.cgroup], &["--max-sockets=2000"]);
+    assert_eq!(refused.code, Some(1));
+    let name = bed.instance.name();
+    let way_out = format!(
+        "max_sockets in FILE:  sockaccel export --instance {name} >FILE, edit it, \
+         sockaccel disable --instance {name}, sockaccel apply -f FILE --instance {name}   ("
+    );
+    assert!(refused.stderr.contains(&way_out), "{}", refused.stderr);
+
+    let was = bed.export();
+    let wanted = was.replace("max_sockets = 1000", "max_sockets = 2000");
+    assert_ne!(was, wanted);
+    let file = bed.file("edited.toml", &wanted);
+    bed.instance.disable().ok();
+    assert!(changed(bed.apply(&file)));
+    assert_eq!(bed.export(), wanted);
+}
+
 fn changed(ran: Ran) -> bool {
     ran.ok().json()["changed"].as_bool().expect("a boolean")
 }

@@ -1110,7 +1110,7 @@ fn ways_out_name_the_instance() {
         ))
     };
     enable(1000).ok();
-    let way_out = "sockaccel disable --instance web, then";
+    let way_out = "sockaccel disable --instance web, sockaccel apply -f FILE --instance web";
     assert_fails(&enable(2000), 1, way_out, "max-sockets");
     world.sh("disable --instance web").ok();
 }

@@ -26,6 +26,8 @@ const OFTEN: Duration = Duration::from_millis(200);
 #[command(after_help = "\
 Live connections become plain TCP: those that have nothing unread at once, the others as soon as
 it is read. What is left when the time is over goes on draining, and disable can be run again.
+With its last cgroup an instance ends: its endpoints, identities, services, policy and options go.
+To have them again: sockaccel export >FILE before, sockaccel apply -f FILE after.
 
 Example:  sockaccel disable --cgroup /sys/fs/cgroup/web --timeout 1m")]
 pub struct Args {
