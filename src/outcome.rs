@@ -131,7 +131,7 @@ pub const REASONS: &[Outcome] = &[
     outcome(
         "busy",
         "the socket is in another instance's or another tool's sockmap",
-        "use one of them   (instances:  sockaccel status{instance}; other tools:  bpftool map)",
+        "use one of them   (instances:  sockaccel status --all; other tools:  bpftool map)",
     ),
     outcome(
         "map_full",

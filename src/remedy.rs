@@ -155,10 +155,10 @@ pub const DROPS: &str =
 fn options(attached: &[Attached]) -> String {
     const FEW: usize = 3;
     let paths: Vec<&Path> = attached.iter().filter_map(|a| a.path.as_deref()).collect();
-    match paths[..] {
+    let named = if paths.len() <= FEW { paths.len() } else { 1 };
+    match &paths[..named] {
         [] => " --cgroup PATH".to_owned(),
-        [ref few @ ..] if few.len() <= FEW => few.iter().map(|path| option(path)).collect(),
-        [first, ..] => option(first),
+        paths => paths.iter().map(|path| option(path)).collect(),
     }
 }
 

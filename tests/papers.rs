@@ -186,6 +186,7 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::Refused(String::new()),
         Error::NotEnabled {
             instance: String::new(),
+            others: Vec::new(),
         },
         Error::Privileges(String::new()),
         Error::Draining(String::new()),

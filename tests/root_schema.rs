@@ -33,6 +33,7 @@ const RUNS: &[(&str, &str)] = &[
     ("service add", "10.2.0.1:80"),
     ("policy add", "10.0.0.7 egress 7 tcp/80 allow"),
     ("status", ""),
+    ("status --all", ""),
     ("doctor", "--allow fionread --timeout 60"),
     ("stats", ""),
     ("stats --watch", "0.2"),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::enable::say_warnings;
+use super::enable::{NOTHING, say_warnings};
 use super::{Context, disable};
 use crate::doctor::{self, Refusal, Risk};
 use crate::error::{Error, Result, on};
@@ -130,7 +130,7 @@ fn tell(context: &Context, difference: &Difference, dry_run: bool, changed: bool
     }
     if difference.lines.is_empty() {
         say(match (changed, dry_run) {
-            (false, _) => "Nothing to change.",
+            (false, _) => NOTHING,
             (true, false) => "What a killed command had begun was finished.",
             (true, true) => "What a killed command had begun would be finished.",
         });

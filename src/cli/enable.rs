@@ -15,6 +15,9 @@ use crate::words::{
     StreamLimit,
 };
 
+/// It was so before.
+pub const NOTHING: &str = "Nothing to change.";
+
 /// Options of `enable`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -135,11 +138,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     context
         .output
         .print_json(&InstanceChanged::new(context, change))?;
-    if change == Change::Done {
-        context.output.note(
-            "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them.",
-        );
-    }
+    context.output.note(match change {
+        Change::Done => {
+            "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them."
+        }
+        Change::Nothing => NOTHING,
+    });
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Context;
 use super::addr::{local, remote, role};
 use super::live::{ENDS, Live, Woken, seconds, timestamp};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::maps::events::{Events, KEEP, now};
 use crate::maps::layout::{Event, ROLE_ACTIVE};
 use crate::outcome::{EVENTS, Outcome, REASONS, WHYS, name};
@@ -133,9 +133,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         if Instant::now() >= keep {
             keep = Instant::now() + KEEP;
             if !events.keep()? {
-                return Err(Error::NotEnabled {
-                    instance: context.place.instance.clone(),
-                });
+                return Err(context.place.absent());
             }
         }
     }

@@ -16,6 +16,7 @@ mod explain;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod identity;
+mod instances;
 pub(crate) mod live;
 pub mod man;
 mod metrics;
@@ -110,7 +111,7 @@ enum Command {
     #[command(after_help = "Example:  sockaccel export | sockaccel apply -f - --dry-run")]
     Export,
     /// Whether it runs, and why connections are not accelerated
-    Status,
+    Status(status::Args),
     /// What this machine can do, tried out; changes nothing
     Doctor(doctor::Args),
     /// Counters
@@ -262,7 +263,7 @@ impl Cli {
             Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Apply(args) => apply::run(&context, &args),
             Command::Export => apply::export(&context),
-            Command::Status => status::run(&context),
+            Command::Status(args) => status::run(&context, &args),
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)
                 .map_err(|e| Error::os("take part in", "doctor", e)),

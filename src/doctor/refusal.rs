@@ -114,7 +114,7 @@ impl Refusal {
             Self::Privileges { way_out, .. }
             | Self::Forbidden { way_out, .. }
             | Self::KnownBadKernel { way_out, .. }
-            | Self::Fionread { way_out, .. } => way_out.instance = instance_option(instance),
+            | Self::Fionread { way_out, .. } => way_out.instance = instance_option(instance).into(),
             Self::Lacks { .. } => {}
         }
         self
@@ -124,12 +124,12 @@ impl Refusal {
 /// The command that was given, to be given again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WayOut {
-    cgroups: Vec<PathBuf>,
+    cgroups: Box<[PathBuf]>,
     /// Of `run`; empty for `enable`.
     program: Box<[OsString]>,
-    allowed: Vec<Risk>,
+    allowed: Box<[Risk]>,
     /// Its option, or nothing.
-    instance: String,
+    instance: Box<str>,
 }
 
 impl WayOut {
@@ -137,17 +137,17 @@ impl WayOut {
         Self {
             cgroups: cgroups.iter().map(|path| path.as_ref().into()).collect(),
             program: Box::default(),
-            allowed: allowed.to_vec(),
-            instance: String::new(),
+            allowed: allowed.into(),
+            instance: Box::default(),
         }
     }
 
     pub(super) fn run(program: &[OsString], allowed: &[Risk]) -> Self {
         Self {
-            cgroups: Vec::new(),
+            cgroups: Box::default(),
             program: program.into(),
-            allowed: allowed.to_vec(),
-            instance: String::new(),
+            allowed: allowed.into(),
+            instance: Box::default(),
         }
     }
 
@@ -171,7 +171,7 @@ impl WayOut {
             "run"
         };
         let mut command = format!("sockaccel {verb}");
-        for path in &self.cgroups {
+        for path in &*self.cgroups {
             let _ = write!(command, " --cgroup {}", quoted(path));
         }
         for risk in allowed {

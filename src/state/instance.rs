@@ -1,5 +1,6 @@
 //! Building, changing, reading and taking down one instance.
 
+use std::fmt;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -77,6 +78,15 @@ pub struct Attached {
     pub id: u64,
     /// Path, `None` when the cgroup is gone.
     pub path: Option<PathBuf>,
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => path.display().fmt(f),
+            None => write!(f, "id {} (removed)", self.id),
+        }
+    }
 }
 
 /// What a call changed.

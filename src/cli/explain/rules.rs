@@ -85,7 +85,6 @@ impl Rule {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn text_of<S: Serializer>(remedy: &Remedy, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&remedy.text)
 }
