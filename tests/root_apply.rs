@@ -240,6 +240,51 @@ fn what_cannot_be_applied_changes_nothing() {
     assert!(ran.stderr.contains("sockaccel export"), "{}", ran.stderr);
 }
 
+/// What the kernel or the instance refuses; the first only on kernels with the bug.
+#[test]
+fn a_dry_run_fails_as_apply_would() {
+    let bed = Bed::new(&[]);
+    let new = Cgroup::new("new");
+    let fionread = sockaccel::doctor::examine().risks;
+    let cases = [
+        (
+            format!("cgroups = [\"{}\"]", new.path().display()),
+            (!fionread.is_empty()).then_some((3, "allow = [\"fionread\"]")),
+        ),
+        (
+            bed.head("max_sockets = 7"),
+            Some((1, "max_sockets = 65536")),
+        ),
+        (bed.head("scope = \"endpoints\""), None),
+    ];
+    for (text, refused) in cases {
+        let path = bed.file("dry.toml", &text).display().to_string();
+        let words = ["apply", "-f", &path, "--dry-run"];
+        let dry = bed.instance.run(&words);
+        let json = bed.instance.run(&[&words[..], &["--json"]].concat());
+        // The difference comes first.
+        assert!(dry.stdout.contains("+ "), "{dry:?}");
+        let told = &json.json()["refused"];
+        let Some((status, said)) = refused else {
+            assert_eq!((dry.code, told), (Some(0), &Value::Null), "{dry:?}");
+            continue;
+        };
+        assert_eq!(
+            (dry.code, json.code),
+            (Some(status), Some(status)),
+            "{dry:?}"
+        );
+        assert!(dry.stderr.contains(said), "{dry:?}");
+        assert!(
+            told.as_str().is_some_and(|why| why.contains(said)),
+            "{told}"
+        );
+        let real = bed.apply(Path::new(&path));
+        assert_eq!(real.code, Some(status));
+        assert!(real.stderr.contains(&dry.stderr), "{real:?}");
+    }
+}
+
 #[test]
 fn no_cgroups_mean_disabled() {
     let bed = Bed::new(&[]);
