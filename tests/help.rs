@@ -9,11 +9,19 @@ use std::process::{Command as Process, Stdio};
 use clap::Command;
 use sockaccel::cli::man::{EXAMPLE, pages, schemas};
 use sockaccel::cli::outputs::{TEXT_ONLY, all};
-use sockaccel::cli::{Cli, command};
+use sockaccel::cli::{Cli, command, unabridged};
 
 const COLUMNS: usize = 80;
-/// A screen has 24 lines; what has many options may have some more.
+const SCREEN: usize = 24;
+/// With all options, and of `-h` where there are many that are usual.
 const LINES: usize = 40;
+/// Commands whose `-h` does not fit a screen.
+const LONG: &[&str] = &[
+    "sockaccel",
+    "sockaccel run",
+    "sockaccel assert",
+    "sockaccel bench",
+];
 
 /// Every command that is not hidden, with its path, built.
 fn each(visit: &mut impl FnMut(&str, &Command)) {
@@ -33,19 +41,51 @@ fn each(visit: &mut impl FnMut(&str, &Command)) {
 #[test]
 fn help_fits_a_screen() {
     each(&mut |path, command| {
-        let text = command
-            .clone()
-            .term_width(COLUMNS)
-            .render_help()
-            .to_string();
-        let count = text.lines().count();
-        assert!(count <= LINES, "{path}: {count} lines\n{text}");
-        for line in text.lines() {
-            // A usage line is made to be copied, not to be wrapped.
-            let whole = line.starts_with("Usage:") || line.starts_with(EXAMPLE);
-            assert!(whole || line.chars().count() <= COLUMNS, "{path}: {line}");
+        let usual = if LONG.contains(&path) { LINES } else { SCREEN };
+        for (command, most) in [
+            (command.clone(), usual),
+            (unabridged(command.clone()), LINES),
+        ] {
+            let text = command.term_width(COLUMNS).render_help().to_string();
+            let count = text.lines().count();
+            assert!(count <= most, "{path}: {count} lines\n{text}");
+            for line in text.lines() {
+                // A usage line is made to be copied, not to be wrapped.
+                let whole = line.starts_with("Usage:") || line.starts_with(EXAMPLE);
+                assert!(whole || line.chars().count() <= COLUMNS, "{path}: {line}");
+            }
         }
     });
+}
+
+/// `-h` has the usual options, `--help` and `help` have all, in the same layout.
+#[test]
+fn long_help_has_every_option() {
+    let help = |words: &str| {
+        let output = sockaccel().args(words.split(' ')).output().expect("run");
+        assert!(output.status.success(), "{words}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    each(&mut |path, command| {
+        let path = path.strip_prefix("sockaccel").expect("it").trim_start();
+        let typed = |flag: &str| help(format!("{path} {flag}").trim_start());
+        let (short, long) = (typed("-h"), typed("--help"));
+        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            if let Some(name) = arg.get_long() {
+                let name = format!("--{name}");
+                assert!(long.contains(&name), "{path} --help: no {name}\n{long}");
+                let is_usual = !arg.is_hide_short_help_set();
+                assert_eq!(
+                    short.contains(&format!("{name} ")),
+                    is_usual,
+                    "{path}: {name}"
+                );
+            }
+        }
+        assert!(!long.contains("\n\n      --"), "{long}");
+    });
+    assert_eq!(help("help enable"), help("enable --help"));
+    assert_eq!(help("enable --he"), help("enable --help"));
 }
 
 #[test]

@@ -25,10 +25,10 @@ const OFTEN: Duration = Duration::from_millis(200);
 /// Options of `disable`.
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = "\
-Live connections become plain TCP: those that have nothing unread at once, the others as soon as
-it is read. What is left when the time is over goes on draining, and disable can be run again.
-With its last cgroup an instance ends: its endpoints, identities, services, policy and options go.
-To have them again: sockaccel export >FILE before, sockaccel apply -f FILE after.
+Live connections become plain TCP, at once or when what is unread has been read.
+What is left when the time is over goes on draining; disable again waits on.
+With its last cgroup the instance ends, and its endpoints, identities, services,
+policy and options. To keep them: sockaccel export >FILE, later apply -f FILE.
 
 Example:  sockaccel disable --cgroup /sys/fs/cgroup/web --timeout 1m")]
 pub struct Args {

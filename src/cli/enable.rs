@@ -65,15 +65,15 @@ pub struct Tuning {
     )]
     pub allow: Vec<Risk>,
     /// Of a redirect queue: messages [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     budget_messages: Option<BudgetMessages>,
     /// Of a redirect queue: bytes [default: 262144]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", hide_short_help = true)]
     budget_bytes: Option<BudgetBytes>,
-    /// Messages after which a one-way stream leaves; 0 never [default: 8192]
+    /// Of a stream: messages, 0 all [default: 8192]
     #[arg(long, value_name = "N", hide_short_help = true)]
     stream_limit: Option<StreamLimit>,
-    /// Connections to enrol: those that may profit (learned, the default), or all
+    /// Enrol: what may profit (learned, default), all
     #[arg(
         long,
         value_name = "WHICH",

@@ -144,7 +144,7 @@ fn render(command: &Command, path: &str, json: &[&Json]) -> io::Result<Vec<u8>> 
         .filter(|arg| arg.is_global_set())
         .map(|arg| arg.get_id().clone())
         .collect();
-    let whole = command.clone().mut_args(|arg| arg.hide_short_help(false));
+    let whole = super::unabridged(command.clone());
     let own = globals.into_iter().fold(whole, |command, id| {
         command.mut_arg(id, |arg| arg.hide(true))
     });

@@ -67,14 +67,15 @@ struct Global {
     #[arg(short, long, global = true)]
     json: bool,
     /// Print JSON with line breaks
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     pretty: bool,
     /// The instance to work on
     #[arg(long, global = true, value_name = "NAME", env = run::VARIABLE, hide_env = true,
           default_value = DEFAULT_INSTANCE)]
     instance: String,
     /// Where instances are pinned
-    #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR)]
+    #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR,
+          hide_short_help = true)]
     bpffs: PathBuf,
     /// Bold headers: auto, always, never
     #[arg(
@@ -82,10 +83,11 @@ struct Global {
         global = true,
         value_name = "WHEN",
         default_value = "auto",
-        hide_possible_values = true
+        hide_possible_values = true,
+        hide_short_help = true
     )]
     color: clap::ColorChoice,
-    /// Print help; sockaccel(8) says more
+    /// Print help; --help all options, sockaccel(8) more
     #[arg(short, long, global = true, action = ArgAction::HelpShort)]
     help: Option<bool>,
     /// Print the version
@@ -191,6 +193,24 @@ pub fn asks_for_json<S: AsRef<OsStr>>(args: &[S]) -> bool {
         })
 }
 
+/// `--help` or `help`, not `-h`.
+fn asks_for_all<S: AsRef<OsStr>>(args: &[S]) -> bool {
+    let words = args.iter().skip(1);
+    let mut words = words.map(|arg| arg.as_ref().as_encoded_bytes()).peekable();
+    words.peek() == Some(&b"help".as_slice())
+        || words
+            .take_while(|word| *word != b"--")
+            .any(|word| word.starts_with(b"--h") && b"--help".starts_with(word))
+}
+
+/// With the options that the short help leaves out, in the same layout: clap's own
+/// long one takes three lines for each.
+pub fn unabridged(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| arg.hide_short_help(false))
+        .mut_subcommands(unabridged)
+}
+
 /// What every command gets.
 #[derive(Debug)]
 struct Context {
@@ -231,7 +251,12 @@ impl Cli {
     /// Parses a command line.
     pub fn of<S: AsRef<OsStr>>(args: &[S]) -> Result<Self, clap::Error> {
         let words = args.iter().map(|word| word.as_ref().to_owned());
-        Self::from_arg_matches(&command().try_get_matches_from(words)?)
+        let command = if asks_for_all(args) {
+            unabridged(command())
+        } else {
+            command()
+        };
+        Self::from_arg_matches(&command.try_get_matches_from(words)?)
     }
 
     /// Whether errors are to be printed as JSON, too.
