@@ -240,6 +240,22 @@ fn assert_clean(page: &str, level: &str) {
     }
 }
 
+/// Nothing but the binary is needed to read them.
+#[test]
+fn the_binary_has_its_pages() {
+    let print = |words: &[&str]| {
+        let output = sockaccel().arg("man").args(words).output().expect("run");
+        assert!(output.status.success() && output.stderr.is_empty());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let main = fs::read_to_string(here("man/sockaccel.8")).expect("the page");
+    assert_eq!(print(&[]), main);
+    assert_eq!(print(&["sockaccel"]), main);
+    assert!(print(&["policy", "add"]).contains("sockaccel\\-policy\\-add"));
+    let on_terminal = on_a_terminal("man policy add", 80, None);
+    assert!(on_terminal.contains("To read it:  sockaccel man policy add | man -l -"));
+}
+
 fn sockaccel() -> Process {
     let mut program = Process::new(env!("CARGO_BIN_EXE_sockaccel"));
     program.env_remove("NO_COLOR").stdin(Stdio::null());
