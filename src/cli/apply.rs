@@ -139,7 +139,7 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
         };
         Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))
     })?;
-    say_warnings(context, &report);
+    say_warnings(context, &report, &allowed);
     Ok(())
 }
 

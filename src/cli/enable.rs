@@ -156,13 +156,13 @@ fn accepted(context: &Context, args: &Args) -> Result<u32> {
     }
     let report = doctor::before_enable(&args.cgroups, &allowed)
         .map_err(|refusal| refusal.naming(&context.place.instance))?;
-    say_warnings(context, &report);
+    say_warnings(context, &report, &allowed);
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
 }
 
-/// Says what the kernel was found to lack.
-pub fn say_warnings(context: &Context, report: &Report) {
-    for warning in &report.warnings {
+/// Says what the kernel was found to lack, and was not accepted.
+pub fn say_warnings(context: &Context, report: &Report, allowed: &[Risk]) {
+    for warning in report.news(allowed) {
         let text = format_args!("sockaccel: warning: {warning}");
         context.output.note(text);
     }
