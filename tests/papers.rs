@@ -201,6 +201,26 @@ fn exit_codes() -> BTreeSet<u8> {
     .collect()
 }
 
+/// Whoever reads `explain` finds every rule there.
+#[test]
+fn rules_of_explain_are_in_the_glossary() {
+    let source = include_str!("../src/cli/explain/rules.rs");
+    let calls = ["Rule::new(", "self.policy("];
+    let named = calls.iter().flat_map(|call| source.split(call).skip(1));
+    let rules: Words = named
+        .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
+        .map(str::to_owned)
+        .collect();
+    assert!(rules.len() > 15, "{rules:?}");
+    let items = section("GLOSSARY").into_iter();
+    let there: Words = items
+        .filter_map(|line| line.strip_prefix(".It Li "))
+        .flat_map(|words| words.split(" , "))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(there, rules);
+}
+
 #[test]
 fn exit_statuses_are_those_of_the_manual() {
     let documented: BTreeSet<u8> = section("EXIT STATUS")

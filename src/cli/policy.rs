@@ -98,7 +98,13 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
         if_exists: IfExists,
     },
     /// All rules
-    #[command(visible_aliases = ["show", "ls"])]
+    #[command(
+        visible_aliases = ["show", "ls"],
+        after_help = "\
+DIRECTION is by who connected, seen from the endpoint: a rule is about the replies, too.
+
+Example:  sockaccel policy list --endpoint 10.0.0.7"
+    )]
     List {
         /// Only those of this endpoint
         #[arg(long, value_name = "ADDR")]

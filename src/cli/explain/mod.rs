@@ -22,8 +22,8 @@ use rules::{Direction, Rule, Seen, Setting};
 /// Options of `explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Finds connections that are not accelerated, too: skipped, ejected, from before enable, from outside
-the enabled cgroups. ss -tnp lists all there are.
+Also of what is not accelerated: skipped, ejected, older, outside of the cgroups.
+ss -tnp lists all there are. Its words:  GLOSSARY of  sockaccel man | man -l -
 
 Example:  sockaccel explain 127.0.0.1:41592 127.0.0.1:6379")]
 pub struct Args {
