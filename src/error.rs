@@ -183,7 +183,7 @@ impl From<crate::doctor::UnknownRisk> for Error {
 
 fn hint_line(hint: &str, source: &io::Error) -> String {
     if source.kind() == io::ErrorKind::PermissionDenied {
-        "\n  As root:  sudo sockaccel ...".to_owned()
+        format!("\n  As root:  {}", crate::remedy::as_root())
     } else if hint.is_empty() {
         String::new()
     } else {

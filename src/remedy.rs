@@ -166,6 +166,16 @@ fn option(path: &Path) -> String {
     format!(" --cgroup {}", quoted(path))
 }
 
+/// This very command, by who may.
+pub fn as_root() -> String {
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| format!(" {}", quoted(Path::new(&word))));
+    ["sudo sockaccel".to_owned()]
+        .into_iter()
+        .chain(words)
+        .collect()
+}
+
 /// As a shell takes it.
 pub fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();

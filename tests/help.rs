@@ -380,6 +380,20 @@ fn usage_errors_name_the_next_command() {
         ("apply", "--file <FILE>"),
         ("policy add 10.0.0.7 egress any", "sockaccel policy add"),
         ("man no such", "sockaccel --help"),
+        ("list", "sockaccel status --all"),
+        ("version", "sockaccel --version"),
+        (
+            "enable /sys/fs/cgroup/web",
+            "tip: sockaccel enable --cgroup /sys/fs/cgroup/web",
+        ),
+        ("disable ./web", "sockaccel disable --cgroup ./web"),
+        (
+            "identity add 10.0.0.0/8 web",
+            "\"web\" is not an identity (a number from 1)",
+        ),
+        ("endpoint add 10.0.0.1 --identity 0", "a number from 1"),
+        ("explain --port http", "not a port (1 to 65535)"),
+        ("explain --pid redis", "not a number from 1"),
         ("status --instance a.b", "letters, digits"),
     ] {
         let output = sockaccel()

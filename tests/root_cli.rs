@@ -252,7 +252,13 @@ fn without_privileges_nothing_is_done_or_hidden() {
         "policy list",
         "disable",
     ] {
-        assert_fails(&as_nobody(words), 6, "sudo sockaccel", words);
+        let refused = as_nobody(words);
+        assert_fails(
+            &refused,
+            6,
+            &format!("As root:  sudo sockaccel {words} --bpffs "),
+            words,
+        );
     }
     let refused = as_nobody("disable --json");
     assert_eq!(refused.json()["error"]["exit_status"], 6);

@@ -14,6 +14,7 @@ use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
 use crate::output::{or_dash, table, yes_or_no};
 use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
+use crate::words;
 
 /// What can be done with endpoints.
 #[derive(Debug, Subcommand)]
@@ -29,7 +30,7 @@ pub enum Verb {
         )]
         addr: Option<IpAddr>,
         /// Its security identity [default: that of its CIDR, see `sockaccel identity`]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", value_parser = words::identity)]
         identity: Option<u32>,
         /// Every address of this machine's interfaces; without an entry of their own in
         /// `sockaccel identity` they have identity 1 (host)

@@ -27,6 +27,7 @@ mod run;
 mod service;
 mod stats;
 mod status;
+mod tips;
 mod top;
 mod upgrade;
 
@@ -256,7 +257,10 @@ impl Cli {
         } else {
             command()
         };
-        Self::from_arg_matches(&command.try_get_matches_from(words)?)
+        let matches = command
+            .try_get_matches_from(words)
+            .map_err(|error| tips::with_tip(error, args))?;
+        Self::from_arg_matches(&matches)
     }
 
     /// Whether errors are to be printed as JSON, too.

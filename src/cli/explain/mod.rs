@@ -16,6 +16,7 @@ use crate::outcome::REASONS;
 use crate::output::count;
 use crate::remedy::Remedies;
 use crate::state::{Instance, process};
+use crate::words::{from_one, one_port};
 use find::{Connection, End, Look, Paths, Wanted, canonical, find};
 use rules::{Direction, Rule, Seen, Setting};
 
@@ -33,10 +34,10 @@ pub struct Args {
     /// Its other end
     remote: Option<SocketAddr>,
     /// The connections that this process has open
-    #[arg(long, value_name = "PID", conflicts_with = "port")]
+    #[arg(long, value_name = "PID", conflicts_with = "port", value_parser = from_one::<u32>)]
     pid: Option<u32>,
     /// The connections with this port at either end
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = one_port)]
     port: Option<u16>,
     /// Connections to explain at most
     #[arg(long, value_name = "N", default_value_t = 10)]
