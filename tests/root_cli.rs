@@ -1204,6 +1204,23 @@ fn ways_out_name_the_instance() {
     enable(1000).ok();
     let way_out = "sockaccel disable --instance web, sockaccel apply -f FILE --instance web";
     assert_fails(&enable(2000), 1, way_out, "max-sockets");
+    for (words, way_out) in [
+        (
+            "policy add 10.0.0.1 egress any allow",
+            "sockaccel endpoint add 10.0.0.1",
+        ),
+        ("endpoint list", "sockaccel endpoint add ADDR"),
+    ] {
+        let said = world.sh(&format!("{words} --instance web")).stderr;
+        assert!(
+            said.contains(&format!("{way_out} --instance web")),
+            "{said}"
+        );
+    }
+    let said = world.sh("endpoint add 10.0.0.1 --instance web").ok().stderr;
+    let path = cgroup.path().display();
+    let scope = format!("sockaccel enable --cgroup {path} --instance web --scope endpoints");
+    assert!(said.contains(&scope), "{said}");
     world.sh("disable --instance web").ok();
 }
 
