@@ -19,10 +19,12 @@ pub enum Error {
     #[error(transparent)]
     EnableRefused(#[from] crate::doctor::Refusal),
     /// The instance is not enabled (exit status 4).
-    #[error("instance {instance} is not enabled\n  To enable it:  sockaccel enable --cgroup PATH{}", instance_option(.instance))]
+    #[error("instance {instance} is not enabled\n  To enable it:  sockaccel enable --cgroup PATH{}{}", instance_option(.instance), enabled_line(.others))]
     NotEnabled {
         /// Name of the instance.
         instance: String,
+        /// Those that are.
+        others: Vec<String>,
     },
     /// The command has printed what it found, and that is a failure, of this
     /// exit status.
@@ -181,11 +183,25 @@ impl From<crate::doctor::UnknownRisk> for Error {
 
 fn hint_line(hint: &str, source: &io::Error) -> String {
     if source.kind() == io::ErrorKind::PermissionDenied {
-        "\n  As root:  sudo sockaccel ...".to_owned()
+        format!("\n  As root:  {}", crate::remedy::as_root())
     } else if hint.is_empty() {
         String::new()
     } else {
         format!("\n  {hint}")
+    }
+}
+
+/// For who mistyped a name or forgot it: the instances that there are.
+pub fn enabled_line(instances: &[String]) -> String {
+    const NAMED: usize = 8;
+    let named = &instances[..instances.len().min(NAMED)];
+    match (named, instances.len() > NAMED) {
+        ([], _) => String::new(),
+        (_, more) => format!(
+            "\n  Enabled are:  {}{}   (sockaccel status --all tells more)",
+            named.join(", "),
+            if more { ", ..." } else { "" }
+        ),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod error;
 pub mod maps;
 pub mod outcome;
 pub mod output;
+pub mod remedy;
 pub mod spec;
 pub mod state;
 pub mod sys;

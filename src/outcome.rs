@@ -12,7 +12,8 @@ pub struct Outcome {
     pub name: &'static str,
     /// What happened, as the end of "... connections are not accelerated: ".
     pub text: &'static str,
-    /// The option or action that would change it; empty when nothing does.
+    /// What would change it; empty when nothing does. What is in braces is
+    /// filled in by `src/remedy.rs`: a command that is told must work as it is.
     pub remedy: &'static str,
 }
 
@@ -63,12 +64,12 @@ pub const REASONS: &[Outcome] = &[
     outcome(
         "no_local_peer",
         "the peer is not a socket of an enabled cgroup on this machine",
-        "enable the peer's cgroup too (sockaccel enable --cgroup PATH)",
+        "enable the peer's cgroup too:  sockaccel enable --cgroup PATH{instance}",
     ),
     outcome(
         "blocking_reader",
         "the program reads from a blocking socket",
-        "sockaccel enable --blocking-readers accelerate (see BLOCKING READERS in sockaccel(8))",
+        "{enable} --blocking-readers accelerate   (see BLOCKING READERS in sockaccel(8))",
     ),
     outcome(
         "splicing",
@@ -78,12 +79,12 @@ pub const REASONS: &[Outcome] = &[
     outcome(
         "filtered",
         "a port or CIDR filter of this instance excludes it",
-        "change --port, --exclude-port, --cidr or --exclude-cidr",
+        "{enable}, and --port, --exclude-port, --cidr or --exclude-cidr anew",
     ),
     outcome(
         "service",
         "its destination is a service that stays on the stack",
-        "sockaccel service add VIP:PORT --accelerate",
+        "sockaccel service del VIP:PORT{instance} && sockaccel service add VIP:PORT --accelerate{instance}",
     ),
     outcome(
         "fast_open",
@@ -130,34 +131,34 @@ pub const REASONS: &[Outcome] = &[
     outcome(
         "busy",
         "the socket is in another instance's or another tool's sockmap",
-        "see `sockaccel status` for instances, `bpftool map` for other tools",
+        "use one of them   (instances:  sockaccel status --all; other tools:  bpftool map)",
     ),
     outcome(
         "map_full",
         "the table of sockets was full",
-        "sockaccel disable, then enable with a larger --max-sockets",
+        "a larger max_sockets:  {anew}",
     ),
     outcome("no_memory", "the kernel had no memory for the entry", ""),
     outcome("unsupported", "the kernel refused the socket", ""),
     outcome(
         "peer_not_eligible",
         "the socket at its other end cannot be accelerated",
-        "see the reason counted for the other end",
+        "sockaccel explain --port PORT{instance}   (it tells what keeps the other end out)",
     ),
     outcome(
         "short_lived",
         "connections to its server have been too short to profit",
-        "sockaccel enable --admission all",
+        "{enable} --admission all",
     ),
     outcome(
         "stream",
         "it became a one-way stream, which plain TCP carries faster",
-        "sockaccel enable --stream-limit 0 keeps such connections enrolled",
+        "{enable} --stream-limit 0   (it stays enrolled)",
     ),
     outcome(
         "disabled",
         "its cgroup, or that of its peer, was disabled",
-        "sockaccel enable --cgroup PATH",
+        "sockaccel enable --cgroup PATH{instance}",
     ),
 ];
 
@@ -165,23 +166,27 @@ pub const REASONS: &[Outcome] = &[
 /// means redirected.
 pub const WHYS: &[Outcome] = &[
     outcome("redirected", "redirected", ""),
-    outcome("disabled", "the instance is disabled", "sockaccel enable"),
+    outcome("disabled", "the instance is disabled", "{enable}"),
     outcome("unpaired", "the peer is not known yet", ""),
-    outcome("denied", "policy denies it", "sockaccel policy list"),
+    outcome(
+        "denied",
+        "policy denies it",
+        "sockaccel policy list{instance}",
+    ),
     outcome(
         "proxy",
         "policy sends it through a proxy, and the peer is not that proxy",
-        "sockaccel policy list",
+        "sockaccel policy list{instance}",
     ),
     outcome(
         "not_endpoint",
         "its destination is not an endpoint (scope endpoints)",
-        "sockaccel endpoint add ADDR",
+        "sockaccel endpoint add ADDR{instance}",
     ),
     outcome(
         "service",
         "its destination is a service that stays on the stack",
-        "sockaccel service add VIP:PORT --accelerate",
+        "sockaccel service del VIP:PORT{instance} && sockaccel service add VIP:PORT --accelerate{instance}",
     ),
     outcome(
         "unread",
@@ -202,7 +207,7 @@ pub const WHYS: &[Outcome] = &[
     outcome(
         "stream",
         "it is part of a one-way stream, which plain TCP carries faster",
-        "sockaccel enable --stream-limit 0 keeps such connections redirected",
+        "{enable} --stream-limit 0   (it stays redirected)",
     ),
     outcome("company", "several threads send on the socket at once", ""),
     outcome("own_state", "the sender has shut the connection down", ""),
@@ -241,7 +246,7 @@ pub const WHYS: &[Outcome] = &[
     outcome(
         "changing",
         "the policy is being changed",
-        "if it goes on, an apply was killed: sockaccel apply -f FILE",
+        "if it goes on, an apply was killed:  sockaccel apply -f FILE{instance}",
     ),
 ];
 

@@ -281,7 +281,21 @@ impl fmt::Display for Verdict {
     }
 }
 
-fn one_port(text: &str) -> Result<u16, String> {
+/// A number from 1; the standard library's complaint names neither it nor what it is.
+pub fn from_one<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    match text.parse() {
+        Ok(number) if number >= T::from(1) => Ok(number),
+        _ => Err(format!("{text:?} is not a number from 1, or is too large")),
+    }
+}
+
+/// An identity, which cannot be `any`.
+pub fn identity(text: &str) -> Result<u32, String> {
+    from_one(text).map_err(|_| format!("{text:?} is not an identity (a number from 1)"))
+}
+
+/// One port.
+pub fn one_port(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(format!("{text:?} is not a port (1 to 65535)")),
@@ -592,6 +606,15 @@ mod tests {
         assert_eq!("4096".parse(), Ok(Bounded::<1, 4096, 1>(4096)));
         for bad in ["0", "4097", "-1", "x", ""] {
             assert!(bad.parse::<BudgetMessages>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_from_one() {
+        assert_eq!(identity("4294967295"), Ok(u32::MAX));
+        for bad in ["0", "-1", "any", "4294967296", ""] {
+            assert!(identity(bad).unwrap_err().contains("a number from 1"));
+            assert!(from_one::<u32>(bad).is_err(), "{bad}");
         }
     }
 

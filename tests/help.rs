@@ -247,6 +247,22 @@ fn assert_clean(page: &str, level: &str) {
     }
 }
 
+/// Nothing but the binary is needed to read them.
+#[test]
+fn the_binary_has_its_pages() {
+    let print = |words: &[&str]| {
+        let output = sockaccel().arg("man").args(words).output().expect("run");
+        assert!(output.status.success() && output.stderr.is_empty());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let main = fs::read_to_string(here("man/sockaccel.8")).expect("the page");
+    assert_eq!(print(&[]), main);
+    assert_eq!(print(&["sockaccel"]), main);
+    assert!(print(&["policy", "add"]).contains("sockaccel\\-policy\\-add"));
+    let on_terminal = on_a_terminal("man policy add", 80, None);
+    assert!(on_terminal.contains("To read it:  sockaccel man policy add | man -l -"));
+}
+
 fn sockaccel() -> Process {
     let mut program = Process::new(env!("CARGO_BIN_EXE_sockaccel"));
     program.env_remove("NO_COLOR").stdin(Stdio::null());
@@ -371,6 +387,20 @@ fn usage_errors_name_the_next_command() {
         ("apply", "--file <FILE>"),
         ("policy add 10.0.0.7 egress any", "sockaccel policy add"),
         ("man no such", "sockaccel --help"),
+        ("list", "sockaccel status --all"),
+        ("version", "sockaccel --version"),
+        (
+            "enable /sys/fs/cgroup/web",
+            "tip: sockaccel enable --cgroup /sys/fs/cgroup/web",
+        ),
+        ("disable ./web", "sockaccel disable --cgroup ./web"),
+        (
+            "identity add 10.0.0.0/8 web",
+            "\"web\" is not an identity (a number from 1)",
+        ),
+        ("endpoint add 10.0.0.1 --identity 0", "a number from 1"),
+        ("explain --port http", "not a port (1 to 65535)"),
+        ("explain --pid redis", "not a number from 1"),
         ("status --instance a.b", "letters, digits"),
     ] {
         let output = sockaccel()

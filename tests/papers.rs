@@ -186,6 +186,7 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::Refused(String::new()),
         Error::NotEnabled {
             instance: String::new(),
+            others: Vec::new(),
         },
         Error::Privileges(String::new()),
         Error::Draining(String::new()),
@@ -198,6 +199,26 @@ fn exit_codes() -> BTreeSet<u8> {
     // assert has 5 for itself, and run fails as env(1) does.
     .chain([0, 5, 125, 126, 127])
     .collect()
+}
+
+/// Whoever reads `explain` finds every rule there.
+#[test]
+fn rules_of_explain_are_in_the_glossary() {
+    let source = include_str!("../src/cli/explain/rules.rs");
+    let calls = ["Rule::new(", "self.policy("];
+    let named = calls.iter().flat_map(|call| source.split(call).skip(1));
+    let rules: Words = named
+        .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
+        .map(str::to_owned)
+        .collect();
+    assert!(rules.len() > 15, "{rules:?}");
+    let items = section("GLOSSARY").into_iter();
+    let there: Words = items
+        .filter_map(|line| line.strip_prefix(".It Li "))
+        .flat_map(|words| words.split(" , "))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(there, rules);
 }
 
 #[test]

@@ -72,6 +72,31 @@ impl Bed {
     }
 }
 
+#[test]
+fn what_is_fixed_changes_by_export_disable_and_apply() {
+    let bed = Bed::new(&["--max-sockets=1000", "--port=80"]);
+    bed.run("endpoint add 10.0.0.7 --identity 1001").ok();
+    bed.run("policy add 10.0.0.7 egress any tcp/80 allow").ok();
+    let refused = bed
+        .instance
+        .enable_more(&[&bed.cgroup], &["--max-sockets=2000"]);
+    assert_eq!(refused.code, Some(1));
+    let name = bed.instance.name();
+    let way_out = format!(
+        "max_sockets in FILE:  sockaccel export --instance {name} >FILE, edit it, \
+         sockaccel disable --instance {name}, sockaccel apply -f FILE --instance {name}   ("
+    );
+    assert!(refused.stderr.contains(&way_out), "{}", refused.stderr);
+
+    let was = bed.export();
+    let wanted = was.replace("max_sockets = 1000", "max_sockets = 2000");
+    assert_ne!(was, wanted);
+    let file = bed.file("edited.toml", &wanted);
+    bed.instance.disable().ok();
+    assert!(changed(bed.apply(&file)));
+    assert_eq!(bed.export(), wanted);
+}
+
 fn changed(ran: Ran) -> bool {
     ran.ok().json()["changed"].as_bool().expect("a boolean")
 }
@@ -213,6 +238,51 @@ fn what_cannot_be_applied_changes_nothing() {
     let ran = bed.apply(&bed.dir.path().join("absent.toml"));
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("sockaccel export"), "{}", ran.stderr);
+}
+
+/// What the kernel or the instance refuses; the first only on kernels with the bug.
+#[test]
+fn a_dry_run_fails_as_apply_would() {
+    let bed = Bed::new(&[]);
+    let new = Cgroup::new("new");
+    let fionread = sockaccel::doctor::examine().risks;
+    let cases = [
+        (
+            format!("cgroups = [\"{}\"]", new.path().display()),
+            (!fionread.is_empty()).then_some((3, "allow = [\"fionread\"]")),
+        ),
+        (
+            bed.head("max_sockets = 7"),
+            Some((1, "max_sockets = 65536")),
+        ),
+        (bed.head("scope = \"endpoints\""), None),
+    ];
+    for (text, refused) in cases {
+        let path = bed.file("dry.toml", &text).display().to_string();
+        let words = ["apply", "-f", &path, "--dry-run"];
+        let dry = bed.instance.run(&words);
+        let json = bed.instance.run(&[&words[..], &["--json"]].concat());
+        // The difference comes first.
+        assert!(dry.stdout.contains("+ "), "{dry:?}");
+        let told = &json.json()["refused"];
+        let Some((status, said)) = refused else {
+            assert_eq!((dry.code, told), (Some(0), &Value::Null), "{dry:?}");
+            continue;
+        };
+        assert_eq!(
+            (dry.code, json.code),
+            (Some(status), Some(status)),
+            "{dry:?}"
+        );
+        assert!(dry.stderr.contains(said), "{dry:?}");
+        assert!(
+            told.as_str().is_some_and(|why| why.contains(said)),
+            "{told}"
+        );
+        let real = bed.apply(Path::new(&path));
+        assert_eq!(real.code, Some(status));
+        assert!(real.stderr.contains(&dry.stderr), "{real:?}");
+    }
 }
 
 #[test]

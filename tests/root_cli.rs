@@ -198,6 +198,23 @@ fn a_cgroup_removed_while_enabled_does_no_harm() {
     let paths = status["cgroups"].as_array().expect("an array");
     assert_eq!(paths.iter().filter(|c| c["path"].is_null()).count(), 1);
     world.enable(&kept, "--scope endpoints").ok();
+    let status = world.sh("status").ok().stdout;
+    let way_out = "To take out what was removed:  sockaccel export | sockaccel apply -f -";
+    assert!(status.contains(way_out), "{status}");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), world.sh("export").ok().stdout).expect("write");
+    let apply = format!("apply -f {}", file.path().display());
+    world.sh(&apply).ok();
+    world.assert_enabled_once(&kept, 0, "apply of what was exported");
+    let status = world.sh("status").ok().stdout;
+    assert!(!status.contains("removed"), "{status}");
+    assert!(status.contains("scope endpoints"), "{status}");
+
+    drop(kept);
+    deadline.until("the last one is removed", || {
+        let status = world.sh("status").ok().stdout;
+        status.contains("what was removed:  sockaccel disable   (")
+    });
     world.sh("disable").ok();
     world.assert_empty("disable");
 }
@@ -235,7 +252,13 @@ fn without_privileges_nothing_is_done_or_hidden() {
         "policy list",
         "disable",
     ] {
-        assert_fails(&as_nobody(words), 6, "sudo sockaccel", words);
+        let refused = as_nobody(words);
+        assert_fails(
+            &refused,
+            6,
+            &format!("As root:  sudo sockaccel {words} --bpffs "),
+            words,
+        );
     }
     let refused = as_nobody("disable --json");
     assert_eq!(refused.json()["error"]["exit_status"], 6);
@@ -541,19 +564,81 @@ fn enable_adds_and_changes_only_what_is_given() {
     }
     let fixed = world.enable(&b, "--max-sockets 2000");
     assert_fails(&fixed, 1, "holds 1000 sockets at most", "max-sockets");
+}
 
-    let disable = |cgroup: &Cgroup| {
-        let words = format!("disable --json --cgroup {}", cgroup.path().display());
-        world.sh(&words).ok().json()["changed"].clone()
+#[test]
+fn disable_says_what_was_not_enabled_and_what_ends() {
+    let world = World::new();
+    let [a, b] = ["a", "b"].map(Cgroup::new);
+    let disable = |cgroup: &Cgroup, words: &str| {
+        let path = cgroup.path().display();
+        world.sh(&format!("disable --cgroup {path} {words}")).ok()
     };
-    assert_eq!(disable(&a), true);
-    assert_eq!(disable(&a), false);
+    let changed = |cgroup: &Cgroup| disable(cgroup, "--json").json()["changed"].clone();
+    world.enable(&a, "").ok();
+    world.enable(&b, "").ok();
+    let again = world.enable(&b, "").ok().stderr;
+    assert!(again.contains("Nothing to change."), "{again}");
+    assert_eq!(changed(&a), true);
+    assert_eq!(changed(&a), false);
+    let [path_a, path_b] = [&a, &b].map(|cgroup| cgroup.path().display());
+    let other = disable(&a, "");
+    let told = format!(
+        "cgroup {path_a} is not enabled in instance default: nothing to do\n  Enabled there:  {path_b}\n"
+    );
+    assert_eq!((other.stdout, other.stderr), (String::new(), told));
     assert_eq!(attached_to(a.path()), NONE);
     world.assert_enabled_once(&b, 0, "disable --cgroup a");
-    assert_eq!(disable(&b), true);
+
+    let last = disable(&b, "").stderr;
+    let gone = "the last cgroup of instance default, which is gone now";
+    assert!(last.contains(gone) && last.contains("policy"), "{last}");
     world.assert_empty("the last cgroup");
-    assert_eq!(disable(&b), false);
+    assert_eq!(changed(&b), false);
     assert_eq!(world.json("disable")["changed"], false);
+    world.enable(&a, "").ok();
+    assert_eq!(disable(&a, "--json").json()["ended"], true);
+}
+
+#[test]
+fn who_mistypes_a_name_is_told_those_there_are() {
+    let world = World::new();
+    let cgroup = Cgroup::new("named");
+    let all = || world.json("status --all");
+    let none = world.sh("status --all").ok();
+    let told = "0 instances. To add one:  sockaccel enable --cgroup PATH";
+    assert!(none.stderr.contains(told), "{}", none.stderr);
+    assert_eq!(all(), Value::Array(vec![]));
+
+    for name in ["web", "ci"] {
+        world.enable(&cgroup, &format!("--instance {name}")).ok();
+    }
+    let enabled = "Enabled are:  ci, web   (sockaccel status --all tells more)";
+    for words in ["status", "policy list", "export", "endpoint add 10.0.0.1"] {
+        let typo = world.sh(&format!("{words} --instance wbe"));
+        assert_fails(&typo, 4, enabled, words);
+    }
+    let typo = world.sh("disable --instance wbe").ok().stderr;
+    let told = format!("instance wbe is not enabled: nothing to do\n  {enabled}");
+    assert!(typo.contains(&told), "{typo}");
+
+    let path = cgroup.path().display().to_string();
+    let (rows, text) = (all(), world.sh("status --all").ok().stdout);
+    for (row, name) in [(&rows[0], "ci"), (&rows[1], "web")] {
+        assert_eq!(row["instance"], name, "{rows}");
+        assert_eq!(row["state"], "enabled", "{rows}");
+        assert_eq!(row["cgroups"][0]["path"], path, "{rows}");
+        let line = text.lines().find(|line| line.starts_with(name));
+        assert!(line.is_some_and(|line| line.contains(&path)), "{text}");
+    }
+    // What cannot be read is there all the same.
+    fs::remove_file(world.bpffs.base().join("ci/sa_stats")).expect("a pin");
+    assert_eq!(all()[0]["state"], "damaged");
+    assert_eq!(all()[1]["state"], "enabled");
+    for name in ["web", "ci"] {
+        world.sh(&format!("disable --instance {name}")).ok();
+    }
+    world.assert_empty("both disabled");
 }
 
 #[test]
@@ -708,8 +793,11 @@ sockaccel: enable refused: on this kernel ({kernel}) FIONREAD reports 0 while da
     // The environment allows it, and the instance remembers.
     let words = format!("enable --cgroup {path}");
     let words: Vec<&str> = words.split(' ').collect();
-    Ran::of(world.command(&words).env("SOCKACCEL_ALLOW", "fionread")).ok();
-    world.run(&words).ok();
+    let allowed = Ran::of(world.command(&words).env("SOCKACCEL_ALLOW", "fionread")).ok();
+    let again = world.run(&words).ok();
+    for said in [allowed.stderr, again.stderr] {
+        assert!(!said.contains("FIONREAD"), "accepted: {said}");
+    }
     assert_eq!(world.json("status")["allowed_risks"][0], "fionread");
 }
 
@@ -896,6 +984,10 @@ const FIELDS: &[(&str, &str)] = &[
         "instance enabled unfinished_apply programs draining cgroups scope blocking_readers max_sockets splice_observer allowed_risks \
          stats not_accelerated",
     ),
+    (
+        "status --all",
+        "instance state cgroups enrolled_now redirected_bytes",
+    ),
     ("explain --port {port}", "instance connections more"),
     (
         "assert --enrolled >=0",
@@ -980,7 +1072,7 @@ fn json_has_the_documented_fields() {
     }
     assert_eq!(
         world.json("disable"),
-        serde_json::json!({"instance": "default", "changed": true, "dropped": []})
+        serde_json::json!({"instance": "default", "changed": true, "dropped": [], "ended": true})
     );
 }
 
@@ -1110,8 +1202,25 @@ fn ways_out_name_the_instance() {
         ))
     };
     enable(1000).ok();
-    let way_out = "sockaccel disable --instance web, then";
+    let way_out = "sockaccel disable --instance web, sockaccel apply -f FILE --instance web";
     assert_fails(&enable(2000), 1, way_out, "max-sockets");
+    for (words, way_out) in [
+        (
+            "policy add 10.0.0.1 egress any allow",
+            "sockaccel endpoint add 10.0.0.1",
+        ),
+        ("endpoint list", "sockaccel endpoint add ADDR"),
+    ] {
+        let said = world.sh(&format!("{words} --instance web")).stderr;
+        assert!(
+            said.contains(&format!("{way_out} --instance web")),
+            "{said}"
+        );
+    }
+    let said = world.sh("endpoint add 10.0.0.1 --instance web").ok().stderr;
+    let path = cgroup.path().display();
+    let scope = format!("sockaccel enable --cgroup {path} --instance web --scope endpoints");
+    assert!(said.contains(&scope), "{said}");
     world.sh("disable --instance web").ok();
 }
 

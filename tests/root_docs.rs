@@ -312,11 +312,12 @@ fn what_the_pages_say_to_type_does_what_they_say() {
     pages.iter().for_each(run);
 }
 
-/// Words after sudo, without a comment.
+/// Words after sudo, without a comment, up to a pipe.
 fn words(command: &str) -> Vec<String> {
     let words = command
         .split_whitespace()
-        .skip_while(|word| *word == "sudo");
+        .skip_while(|word| *word == "sudo")
+        .take_while(|word| *word != "|");
     words
         .map(|word| word.trim_matches(['\'', '"']).to_owned())
         .collect()

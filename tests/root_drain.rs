@@ -193,6 +193,11 @@ fn enable_turns_a_draining_instance_back_on() {
     let told = draining(&instance);
     assert_eq!(told["cgroups"].as_array().map(Vec::len), Some(1), "{told}");
     assert_eq!(told["sockets"].as_array().map(Vec::len), Some(2), "{told}");
+    // Only the one that drains is to be disabled.
+    let status = instance.run(&["status"]).ok().stdout;
+    let (path, name) = (two.path().display(), instance.name());
+    let wait = format!("wait for it:  sockaccel disable --cgroup {path} --instance {name}   ");
+    assert!(status.contains(&wait), "{status}");
 
     let mut got = [0; 6];
     for pair in [&first, &second] {

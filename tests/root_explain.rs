@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use sockaccel::state::process::walked;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
+use common::instance::Ran;
 use common::netns::Netns;
 use common::option;
 use common::option::set;
@@ -94,6 +96,17 @@ fn assert_decided(connection: &Value, rule: &str, evidence: &str, remedy: &str) 
     assert!(why.contains(evidence), "{why:?} does not say {evidence:?}");
 }
 
+/// A remedy, up to what explains it, typed into a shell.
+fn type_it(remedy: &str) {
+    let command = remedy.split("   (").next().expect("a command");
+    let binary = Path::new(env!("CARGO_BIN_EXE_sockaccel"));
+    let script = format!(
+        "PATH={}:$PATH; {command}",
+        binary.parent().expect("it").display()
+    );
+    Ran::of(Command::new("bash").args(["-c", &script])).ok();
+}
+
 fn rounds(pair: &Pair) {
     for _ in 0..5 {
         round_trip(pair);
@@ -141,7 +154,8 @@ fn programs_that_block() {
     let cgroup = Cgroup::new("explain");
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
-    let pair = Pair::with(&Options::blocking());
+    let listener = listen(&Options::blocking());
+    let pair = Pair::on(&listener, &Options::blocking());
     rounds(&pair);
     let told = explain(&instance, &pair);
     assert_decided(
@@ -154,6 +168,25 @@ fn programs_that_block() {
         let found = against(direction, "reader");
         assert!(found[0].0.contains("is blocking now"), "{direction}");
     }
+    // The hint works as it is, on connections that are made after it.
+    let way_out = against(&told["directions"][0], "enrolled")[0].1;
+    let status = instance.run(&["status"]).ok().stdout;
+    let hint = format!("To change it for new connections:  {way_out}");
+    assert!(status.contains(&hint), "{status}");
+    let assert = instance.run(&["assert", "--enrolled", ">0"]).stderr;
+    assert!(assert.contains(&hint), "{assert}");
+    type_it(way_out);
+    let new = Pair::on(&listener, &Options::blocking());
+    warm_up(&instance, &new);
+    let told = explain(&instance, &pair);
+    assert_decided(&told, "enrolled", "(blocking_reader)", "connect again");
+    for text in [told.to_string(), instance.run(&["status"]).ok().stdout] {
+        assert!(!text.contains("sockaccel enable"), "{text}");
+        assert!(text.contains("sockaccel adopt --instance"), "{text}");
+    }
+    let back = format!("{} skip", way_out.split(" accelerate").next().expect("it"));
+    type_it(&back);
+
     // Known as it is now, not as it was.
     pair.client.set_nonblocking(true).expect("O_NONBLOCK");
     pair.server.set_nonblocking(true).expect("O_NONBLOCK");
@@ -282,9 +315,23 @@ fn policy_with_its_tier_and_entry() {
         for rule in ["verdict", "path"] {
             let found = against(direction, rule);
             assert!(found[0].0.contains("policy denies it"), "{direction}");
-            assert_eq!(found[0].1, "sockaccel policy list");
+            let list = format!("sockaccel policy list --instance {}", instance.name());
+            assert_eq!(found[0].1, list);
         }
     }
+
+    // The very rule is replaced by what is told.
+    instance
+        .run(&[&rule[..4], &["2"], &rule[5..]].concat())
+        .ok();
+    rounds(&pair);
+    let told = explain(&instance, &pair);
+    let found = against(&told["directions"][0], "ingress");
+    assert!(found[0].0.contains("tier 1"), "{told}");
+    type_it(found[0].1);
+    rounds(&pair);
+    let told = explain(&instance, &pair);
+    assert_eq!(told["directions"][0]["accelerated"], true, "{told}");
 
     let rule = [&rule[..2], &["127.0.0.1", "egress", "7", "allow"]].concat();
     instance.run(&rule).ok();

@@ -53,7 +53,7 @@ fn assert_refused(ran: &Ran, instance: &Instance, case: &str) {
     let name = instance.name();
     for words in [
         format!("(map layout {OTHER}, this version has"),
-        format!("To change over:  sockaccel disable --instance {name}, then enable it again"),
+        format!("To change over:  sockaccel disable --instance {name}, then enable it again   ("),
     ] {
         assert!(ran.stderr.contains(&words), "{case}: {ran:?}");
     }

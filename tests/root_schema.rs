@@ -33,6 +33,7 @@ const RUNS: &[(&str, &str)] = &[
     ("service add", "10.2.0.1:80"),
     ("policy add", "10.0.0.7 egress 7 tcp/80 allow"),
     ("status", ""),
+    ("status --all", ""),
     ("doctor", "--allow fionread --timeout 60"),
     ("stats", ""),
     ("stats --watch", "0.2"),
@@ -147,7 +148,8 @@ fn outputs_are_what_their_schemas_say() {
     let instance = Instance::enable(&other, &[]);
     let path = cgroup.path().display().to_string();
     let file = dir.path().join("apply.toml");
-    fs::write(&file, format!("cgroups = [\"{path}\"]")).expect("write");
+    let text = format!("cgroups = [\"{path}\"]\nallow = [\"fionread\"]");
+    fs::write(&file, text).expect("write");
     let file = file.display().to_string();
     let summary = dir.path().join("summary.json").display().to_string();
 

@@ -5,6 +5,7 @@ use std::io;
 use nix::sys::signal::Signal;
 
 use super::plan::Cell;
+use crate::remedy::as_root;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +74,7 @@ impl From<Error> for crate::error::Error {
         match error {
             Error::Usage(_) | Error::Command { code: Some(2), .. } => Self::Usage(text),
             Error::Io(_, source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                Self::Privileges(format!("{text}\n  As root:  sudo sockaccel bench ..."))
+                Self::Privileges(format!("{text}\n  As root:  {}", as_root()))
             }
             Error::Command { code: Some(3), .. } => Self::Refused(text),
             Error::Command { code: Some(6), .. } => Self::Privileges(text),

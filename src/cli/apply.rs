@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::enable::say_warnings;
+use super::enable::{NOTHING, say_warnings};
 use super::{Context, disable};
 use crate::doctor::{self, Refusal, Risk};
 use crate::error::{Error, Result, on};
@@ -27,7 +27,7 @@ pub struct Args {
     /// The file, as `sockaccel export` prints it; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Only print the difference to what is
+    /// Only print the difference to what is, and fail as apply would
     #[arg(long)]
     dry_run: bool,
 }
@@ -45,6 +45,8 @@ pub struct Applied<'a> {
     removed: Vec<&'a str>,
     /// What is new.
     added: Vec<&'a str>,
+    /// With --dry-run: why it would fail, or null.
+    refused: Option<String>,
 }
 
 /// Runs `apply`.
@@ -73,20 +75,48 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
                 .output
                 .note("The command that changed the instance last was killed half-way.");
         }
-        return tell(context, &would, true, !settled);
+        let from = now.as_ref().map(|(setup, _)| setup);
+        return dry_run(context, from, &wanted, &name, &would, !settled);
     }
     if would.lines.is_empty() && settled {
-        return tell(context, &would, false, false);
+        return tell(context, &would, None, false);
     }
     if wanted.cgroups.is_empty() {
         disable::drain(context, &disable::Args::default())?;
-        return tell(context, &would, false, true);
+        return tell(context, &would, None, true);
     }
     if needs_leave(now.as_ref().map(|(setup, _)| setup), &wanted) {
         ask_leave(context, &wanted, &name)?;
     }
     let did = Instance::apply(&context.place, &wanted, &cgroups)?;
-    tell(context, &did, false, !did.lines.is_empty() || !settled)
+    tell(context, &did, None, !did.lines.is_empty() || !settled)
+}
+
+/// Fails as the real one would, after the difference.
+fn dry_run(
+    context: &Context,
+    from: Option<&Setup>,
+    wanted: &Setup,
+    name: &str,
+    would: &Difference,
+    changed: bool,
+) -> Result<()> {
+    let refused = refusal(context, from, wanted, name);
+    tell(context, would, Some(&refused), changed)?;
+    refused.map_err(|error| Error::Found {
+        exit_code: error.exit_code(),
+        text: error.to_string(),
+    })
+}
+
+fn refusal(context: &Context, from: Option<&Setup>, wanted: &Setup, name: &str) -> Result<()> {
+    if wanted.cgroups.is_empty() {
+        return Ok(());
+    }
+    if needs_leave(from, wanted) {
+        ask_leave(context, wanted, name)?;
+    }
+    from.map_or(Ok(()), |from| from.check_fixed(wanted, &context.place))
 }
 
 /// Whether the risks have to be looked at: where more is accelerated than before.
@@ -101,6 +131,7 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
     let allowed: Vec<Risk> = Risk::from_bits(wanted.allow).collect();
     let paths: Vec<&Path> = wanted.cgroups.values().flatten().map(|p| &**p).collect();
     let report = doctor::before_enable(&paths, &allowed).map_err(|refusal| {
+        let refusal = refusal.naming(&context.place.instance);
         let risk = match refusal {
             Refusal::Fionread { .. } => Risk::Fionread,
             Refusal::KnownBadKernel { .. } => Risk::KnownBadKernel,
@@ -108,11 +139,18 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
         };
         Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))
     })?;
-    say_warnings(context, &report);
+    say_warnings(context, &report, &allowed);
     Ok(())
 }
 
-fn tell(context: &Context, difference: &Difference, dry_run: bool, changed: bool) -> Result<()> {
+/// `dry` is what a dry run found.
+fn tell(
+    context: &Context,
+    difference: &Difference,
+    dry: Option<&Result<()>>,
+    changed: bool,
+) -> Result<()> {
+    let dry_run = dry.is_some();
     let side = |sign| -> Vec<&str> {
         let lines = difference.lines.iter().filter(|line| line.0 == sign);
         lines.map(|(_, line)| &**line).collect()
@@ -123,13 +161,14 @@ fn tell(context: &Context, difference: &Difference, dry_run: bool, changed: bool
         dry_run,
         removed: side(false),
         added: side(true),
+        refused: dry.and_then(|dry| dry.as_ref().err().map(Error::to_string)),
     };
     if context.output.json {
         return context.output.print_json(&applied);
     }
     if difference.lines.is_empty() {
         say(match (changed, dry_run) {
-            (false, _) => "Nothing to change.",
+            (false, _) => NOTHING,
             (true, false) => "What a killed command had begun was finished.",
             (true, true) => "What a killed command had begun would be finished.",
         });

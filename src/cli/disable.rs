@@ -10,11 +10,12 @@ use serde::Serialize;
 
 use super::Context;
 use super::addr::{local, remote};
-use crate::error::{Error, Result, instance_option};
+use crate::error::{Error, Result, enabled_line, instance_option};
 use crate::maps::layout::Dump;
 use crate::output::{count, say};
+use crate::remedy::DROPS;
 use crate::state::cgroup::Cgroup;
-use crate::state::{Drained, Patience, Sockets, disable};
+use crate::state::{Attached, Drained, Instance, Patience, Sockets, Was, disable};
 use crate::words::duration;
 
 /// Between two lines on progress where nobody watches, and where somebody may.
@@ -24,8 +25,10 @@ const OFTEN: Duration = Duration::from_millis(200);
 /// Options of `disable`.
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = "\
-Live connections become plain TCP: those that have nothing unread at once, the others as soon as
-it is read. What is left when the time is over goes on draining, and disable can be run again.
+Live connections become plain TCP, at once or when what is unread has been read.
+What is left when the time is over goes on draining; disable again waits on.
+With its last cgroup the instance ends, and its endpoints, identities, services,
+policy and options. To keep them: sockaccel export >FILE, later apply -f FILE.
 
 Example:  sockaccel disable --cgroup /sys/fs/cgroup/web --timeout 1m")]
 pub struct Args {
@@ -49,6 +52,8 @@ pub struct Disabled<'a> {
     changed: bool,
     /// Sockets that were taken out with unread bytes; null where another version made the instance.
     dropped: Option<Vec<Waiting>>,
+    /// The instance is gone, with its endpoints, identities, services, policy and options.
+    ended: bool,
 }
 
 /// A socket on its way out.
@@ -92,7 +97,39 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             Sockets::Told(sockets) => Some(sockets.iter().map(Waiting::from).collect()),
             Sockets::Counted(_) => None,
         },
-    })
+        ended: drained.ended,
+    })?;
+    if let Some(text) = surprise(context, args, &drained) {
+        context.output.note(text);
+    }
+    Ok(())
+}
+
+/// What is not what the command line seems to expect.
+fn surprise(context: &Context, args: &Args, drained: &Drained) -> Option<String> {
+    let place = &context.place;
+    let name = &place.instance;
+    match (drained.was, &args.cgroup) {
+        (Was::NoInstance, _) => Some(format!(
+            "instance {name} is not enabled: nothing to do{}",
+            enabled_line(&place.instances())
+        )),
+        (Was::NoCgroup, Some(cgroup)) => {
+            // It may have ended meanwhile.
+            let attached = Instance::open(place).and_then(|instance| instance.attached());
+            let attached = attached.unwrap_or_default();
+            let enabled: Vec<String> = attached.iter().map(Attached::to_string).collect();
+            Some(format!(
+                "cgroup {} is not enabled in instance {name}: nothing to do\n  Enabled there:  {}",
+                cgroup.display(),
+                enabled.join(", ")
+            ))
+        }
+        (_, Some(_)) if drained.ended => Some(format!(
+            "That was the last cgroup of instance {name}, which is gone now: {DROPS}."
+        )),
+        _ => None,
+    }
 }
 
 /// The same without its output.

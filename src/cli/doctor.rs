@@ -9,6 +9,7 @@ use crate::doctor::{self, Diagnosis, Risk};
 use crate::error::{Error, Result};
 use crate::output::prose_table;
 use crate::state::cgroup::Cgroup;
+use crate::words::from_one;
 
 /// Options of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "RISK", value_delimiter = ',')]
     allow: Vec<Risk>,
     /// When to give up, and clean up; a third of it is a check's that hangs
-    #[arg(long, value_name = "SECONDS", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 9, value_parser = from_one::<u16>)]
     timeout: u16,
 }
 

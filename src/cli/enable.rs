@@ -15,6 +15,9 @@ use crate::words::{
     StreamLimit,
 };
 
+/// It was so before.
+pub const NOTHING: &str = "Nothing to change.";
+
 /// Options of `enable`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -62,15 +65,15 @@ pub struct Tuning {
     )]
     pub allow: Vec<Risk>,
     /// Of a redirect queue: messages [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     budget_messages: Option<BudgetMessages>,
     /// Of a redirect queue: bytes [default: 262144]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", hide_short_help = true)]
     budget_bytes: Option<BudgetBytes>,
-    /// Messages after which a one-way stream leaves; 0 never [default: 8192]
+    /// Of a stream: messages, 0 all [default: 8192]
     #[arg(long, value_name = "N", hide_short_help = true)]
     stream_limit: Option<StreamLimit>,
-    /// Connections to enrol: those that may profit (learned, the default), or all
+    /// Enrol: what may profit (learned, default), all
     #[arg(
         long,
         value_name = "WHICH",
@@ -135,11 +138,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     context
         .output
         .print_json(&InstanceChanged::new(context, change))?;
-    if change == Change::Done {
-        context.output.note(
-            "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them.",
-        );
-    }
+    context.output.note(match change {
+        Change::Done => {
+            "Redirected bytes bypass the stack: netfilter, tc, cgroup_skb, tcpdump and conntrack do not see them."
+        }
+        Change::Nothing => NOTHING,
+    });
     Ok(())
 }
 
@@ -150,14 +154,15 @@ fn accepted(context: &Context, args: &Args) -> Result<u32> {
     if let Ok(instance) = Instance::open(&context.place) {
         allowed.extend(Risk::from_bits(instance.config()?.allow));
     }
-    let report = doctor::before_enable(&args.cgroups, &allowed)?;
-    say_warnings(context, &report);
+    let report = doctor::before_enable(&args.cgroups, &allowed)
+        .map_err(|refusal| refusal.naming(&context.place.instance))?;
+    say_warnings(context, &report, &allowed);
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
 }
 
-/// Says what the kernel was found to lack.
-pub fn say_warnings(context: &Context, report: &Report) {
-    for warning in &report.warnings {
+/// Says what the kernel was found to lack, and was not accepted.
+pub fn say_warnings(context: &Context, report: &Report, allowed: &[Risk]) {
+    for warning in report.news(allowed) {
         let text = format_args!("sockaccel: warning: {warning}");
         context.output.note(text);
     }

@@ -12,8 +12,10 @@ use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{Addr, Endpoint, Policy, PolicyKey, SCOPE_LOCAL};
 use crate::output::{or_dash, table, yes_or_no};
+use crate::remedy::Remedies;
 use crate::state::tables::own_addresses;
 use crate::state::{Change, Instance};
+use crate::words;
 
 /// What can be done with endpoints.
 #[derive(Debug, Subcommand)]
@@ -29,7 +31,7 @@ pub enum Verb {
         )]
         addr: Option<IpAddr>,
         /// Its security identity [default: that of its CIDR, see `sockaccel identity`]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", value_parser = words::identity)]
         identity: Option<u32>,
         /// Every address of this machine's interfaces; without an entry of their own in
         /// `sockaccel identity` they have identity 1 (host)
@@ -99,10 +101,11 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             };
             finish(context, &instance, Ok(change))?;
             if instance.config()?.scope == SCOPE_LOCAL {
-                context.output.note(
+                let way = Remedies::of(&instance)?.fill("{enable} --scope endpoints");
+                context.output.note(format_args!(
                     "Scope is local: endpoints serve policy only, every paired local peer is accelerated.\n  \
-                     To accelerate only towards endpoints:  sockaccel enable --cgroup PATH --scope endpoints",
-                );
+                     To accelerate only towards endpoints:  {way}",
+                ));
             }
             Ok(())
         }

@@ -12,12 +12,13 @@ use serde::Serialize;
 use super::Context;
 use super::addr::{local, remote, role};
 use super::live::{ENDS, Live, Woken, seconds, timestamp};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::maps::events::{Events, KEEP, now};
 use crate::maps::layout::{Event, ROLE_ACTIVE};
 use crate::outcome::{EVENTS, Outcome, REASONS, WHYS, name};
 use crate::output::{count, go_on, say};
 use crate::state::Instance;
+use crate::words::{from_one, one_port};
 
 /// Options of `events`.
 #[derive(Debug, clap::Args)]
@@ -34,13 +35,13 @@ pub struct Args {
     #[arg(long = "reason", value_name = "REASON", value_delimiter = ',', value_parser = reasons(), hide_possible_values = true)]
     reasons: Vec<String>,
     /// Only connections from or to this port
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = one_port)]
     port: Option<u16>,
     /// Only sockets of this process
-    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PID", value_parser = from_one::<u32>)]
     pid: Option<u32>,
     /// End after so many events
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = from_one::<u64>)]
     count: Option<u64>,
     /// End after so long
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -133,9 +134,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         if Instant::now() >= keep {
             keep = Instant::now() + KEEP;
             if !events.keep()? {
-                return Err(Error::NotEnabled {
-                    instance: context.place.instance.clone(),
-                });
+                return Err(context.place.absent());
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::maps::Table;
 use crate::maps::layout::{Addr, Cidr, Endpoint, IDENTITY_HOST, IDENTITY_WORLD};
 use crate::output::table;
 use crate::state::Instance;
-use crate::words::Network;
+use crate::words::{self, Network};
 
 /// What can be done with identities.
 #[derive(Debug, Subcommand)]
@@ -28,7 +28,7 @@ Example:  sockaccel identity add 10.1.0.0/16 1001")]
         /// The network
         cidr: Network,
         /// The identity, from 1
-        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(value_name = "ID", value_parser = words::identity)]
         identity: u32,
     },
     /// Take an identity away

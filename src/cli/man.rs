@@ -1,7 +1,7 @@
 //! `man` and `completions`: from the same source as the help.
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use clap::Command;
@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::outputs::{self, Json};
 use crate::error::{Error, Result, STATUSES, on};
-use crate::output::write;
+use crate::output::{say, write};
 
 /// Options of `completions`.
 #[derive(Debug, clap::Args)]
@@ -41,16 +41,21 @@ pub fn completions(args: &Completions) -> Result<()> {
     write(&String::from_utf8_lossy(&text))
 }
 
+/// Concepts and limits, written by hand.
+const MAIN_PAGE: &str = include_str!("../../man/sockaccel.8");
+
 /// Options of `man`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Concepts, limits and every reason are in sockaccel(8), which is written by hand.
+The main page, sockaccel(8), has concepts, limits, every reason and a glossary.
+There is a page for each command that sockaccel --help names.
 
+Example:  sockaccel man | man -l -
 Example:  sockaccel man policy add | man -l -
 Example:  sockaccel man --dir man --schemas docs/schema")]
 pub struct Options {
-    /// The command whose page to print
-    #[arg(required_unless_present_any = ["dir", "schemas"], conflicts_with_all = ["dir", "schemas"])]
+    /// The command whose page to print; without one the main page
+    #[arg(conflicts_with_all = ["dir", "schemas"])]
     command: Vec<String>,
     /// Write the page of every command into this directory instead
     #[arg(long, value_name = "DIR")]
@@ -68,15 +73,32 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(dir) = &options.schemas {
         write_all(dir, schemas())?;
     }
-    if options.command.is_empty() {
+    if options.dir.is_some() || options.schemas.is_some() {
         return Ok(());
     }
-    let wanted = format!("sockaccel-{}.8", options.command.join("-"));
+    write(&page(&options.command)?)?;
+    if io::stdout().is_terminal() {
+        let words = [&["sockaccel man"], &*as_str(&options.command)].concat();
+        say(format_args!("To read it:  {} | man -l -", words.join(" ")));
+    }
+    Ok(())
+}
+
+fn as_str(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+fn page(command: &[String]) -> Result<String> {
+    if let [] | ["sockaccel"] = as_str(command)[..] {
+        return Ok(MAIN_PAGE.to_owned());
+    }
+    let wanted = format!("sockaccel-{}.8", command.join("-"));
     match pages().into_iter().find(|(name, _)| *name == wanted) {
-        Some((_, page)) => write(&page),
+        Some((_, page)) => Ok(page),
         None => Err(Error::Usage(format!(
-            "there is no command {:?}\n  To see what there is:  sockaccel --help",
-            options.command.join(" ")
+            "there is no command {:?}\n  To see what there is:  sockaccel --help   \
+             The main page:  sockaccel man | man -l -",
+            command.join(" ")
         ))),
     }
 }

@@ -17,6 +17,7 @@ mod explain;
 pub mod fuzzing;
 mod help;
 mod identity;
+mod instances;
 pub(crate) mod live;
 pub mod man;
 mod metrics;
@@ -27,6 +28,7 @@ mod run;
 mod service;
 mod stats;
 mod status;
+mod tips;
 mod top;
 mod upgrade;
 
@@ -113,7 +115,7 @@ enum Command {
     #[command(after_help = "Example:  sockaccel export | sockaccel apply -f - --dry-run")]
     Export,
     /// Whether it runs, and why connections are not accelerated
-    Status,
+    Status(status::Args),
     /// What this machine can do, tried out; changes nothing
     Doctor(doctor::Args),
     /// Counters
@@ -214,7 +216,10 @@ impl Cli {
     /// Parses a command line.
     pub fn of<S: AsRef<OsStr>>(args: &[S]) -> Result<Self, clap::Error> {
         let words = args.iter().map(|word| word.as_ref().to_owned());
-        Self::from_arg_matches(&command().try_get_matches_from(words)?)
+        let matches = command()
+            .try_get_matches_from(words)
+            .map_err(|error| tips::with_tip(error, args))?;
+        Self::from_arg_matches(&matches)
     }
 
     /// Whether errors are to be printed as JSON, too.
@@ -246,7 +251,7 @@ impl Cli {
             Command::Upgrade(args) => upgrade::run(&context, &args),
             Command::Apply(args) => apply::run(&context, &args),
             Command::Export => apply::export(&context),
-            Command::Status => status::run(&context),
+            Command::Status(args) => status::run(&context, &args),
             Command::Doctor(args) => doctor::run(&context, &args),
             Command::DoctorPeer(options) => behaviour::run_peer(&options, &context.place)
                 .map_err(|e| Error::os("take part in", "doctor", e)),

@@ -7,8 +7,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::Value;
 
 use super::{
-    adopt, apply, assert, disable, dump, endpoint, entry, events, explain, identity, policy, run,
-    service, stats, status,
+    adopt, apply, assert, disable, dump, endpoint, entry, events, explain, identity, instances,
+    policy, run, service, stats, status,
 };
 use crate::{bench, doctor, error, spec};
 
@@ -36,6 +36,7 @@ pub fn all() -> Vec<Json> {
         of::<apply::Applied>("apply"),
         of::<spec::Spec>("export"),
         of::<status::State>("status"),
+        of::<Vec<instances::Row>>("status --all"),
         of::<doctor::Diagnosis>("doctor"),
         of::<stats::Counters>("stats"),
         of::<stats::Watched>("stats --watch"),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::entry::{IfExists, absent, add, del, explain_empty, finish};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, instance_option};
 use crate::maps::Table;
 use crate::maps::layout::{
     Addr, Endpoint, IDENTITY_ANY, POLICY_DEFAULT_DENY, POLICY_RULE, Policy, PolicyKey, VERDICT_DENY,
@@ -98,7 +98,13 @@ Example:  sockaccel policy add 10.0.0.7 egress 1001 tcp/8080 allow"
         if_exists: IfExists,
     },
     /// All rules
-    #[command(visible_aliases = ["show", "ls"])]
+    #[command(
+        visible_aliases = ["show", "ls"],
+        after_help = "\
+DIRECTION is by who connected, seen from the endpoint: a rule is about the replies, too.
+
+Example:  sockaccel policy list --endpoint 10.0.0.7"
+    )]
     List {
         /// Only those of this endpoint
         #[arg(long, value_name = "ADDR")]
@@ -174,8 +180,9 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             let endpoints: Table<Addr, Endpoint> = instance.table("sa_endpoints")?;
             if endpoints.get(&rule.endpoint.into())?.is_none() {
                 return Err(Error::Failed(format!(
-                    "{0} is not an endpoint\n  Declare it first:  sockaccel endpoint add {0}",
-                    rule.endpoint
+                    "{0} is not an endpoint\n  Declare it first:  sockaccel endpoint add {0}{1}",
+                    rule.endpoint,
+                    instance_option(instance.name())
                 )));
             }
             let rules = instance.table("sa_policy")?;

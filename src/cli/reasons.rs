@@ -5,9 +5,12 @@ use serde::Serialize;
 
 use crate::maps::Stats;
 use crate::outcome::{Outcome, REASONS, WHYS, counted};
+use crate::remedy::{Remedies, Remedy};
 
 /// Reasons of each kind that are told at most.
 pub const TOP: usize = 5;
+
+const SOCKETS: &str = "sockets";
 
 /// One reason with how often.
 #[derive(Debug, Clone)]
@@ -30,38 +33,46 @@ pub struct Counted {
     unit: &'static str,
     /// In a sentence.
     text: &'static str,
-    /// What would change it, or empty.
-    remedy: &'static str,
+    /// What would change it, of sockets for new connections; or empty.
+    remedy: String,
 }
 
 impl Reason {
     /// As in `not_accelerated` of `status`.
-    pub fn to_json(&self) -> Counted {
+    pub fn to_json(&self, remedies: &Remedies) -> Counted {
         Counted {
             reason: self.outcome.name,
             count: self.count,
             unit: self.unit,
             text: self.outcome.text,
-            remedy: self.outcome.remedy,
+            remedy: self.remedy(remedies).text,
         }
     }
 
-    /// A sentence, and what would change it unless that is empty.
-    pub fn to_text(&self, remedy: &str) -> String {
+    /// What would change it.
+    pub fn remedy(&self, remedies: &Remedies) -> Remedy {
+        match self.unit {
+            SOCKETS => remedies.of_socket(&self.outcome),
+            _ => remedies.of_message(&self.outcome),
+        }
+    }
+
+    /// A sentence, and what would change it.
+    pub fn to_text(&self, remedy: &Remedy) -> String {
         let Self {
             outcome: Outcome { text, .. },
             count,
             ..
         } = self;
         let mut line = match (self.unit, count) {
-            ("sockets", 1) => format!("1 socket is not accelerated: {text}"),
-            ("sockets", _) => format!("{count} sockets are not accelerated: {text}"),
+            (SOCKETS, 1) => format!("1 socket is not accelerated: {text}"),
+            (SOCKETS, _) => format!("{count} sockets are not accelerated: {text}"),
             (_, 1) => format!("1 message of enrolled sockets went by the stack: {text}"),
             _ => format!("{count} messages of enrolled sockets went by the stack: {text}"),
         };
-        if !remedy.is_empty() {
-            line.push_str("\n  To change it:  ");
-            line.push_str(remedy);
+        if let Some(remedy) = remedy.line() {
+            line.push_str("\n  ");
+            line.push_str(&remedy);
         }
         line
     }
@@ -70,7 +81,7 @@ impl Reason {
 /// The most frequent reasons: first what keeps whole connections out, then
 /// what keeps messages of enrolled ones on the stack.
 pub fn top(stats: &Stats) -> Vec<Reason> {
-    let sockets = most(&stats.kept_out(), REASONS, "sockets");
+    let sockets = most(&stats.kept_out(), REASONS, SOCKETS);
     let messages = most(&stats.stack_why, WHYS, "messages");
     let each = [sockets, messages].into_iter();
     each.flat_map(|reasons| reasons.into_iter().take(TOP))

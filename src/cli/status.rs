@@ -5,24 +5,42 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::reasons::{self, Reason, TOP};
-use super::{Context, disable, stats};
+use super::reasons::{self, TOP};
+use super::{Context, disable, instances, stats};
 use crate::doctor::Risk;
-use crate::error::Result;
+use crate::error::{Result, instance_option};
 use crate::maps::layout::{Config, Dump};
 use crate::maps::{Stats, sockets};
 use crate::output::count;
+use crate::remedy::{DROPS, Remedies, quoted};
 use crate::state::{self, Attached, Instance, Observer, cgroup};
 use crate::words::{Blocking, Scope};
 
+/// Options of `status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Figures are totals since the instance was enabled.
+
+Example:  sockaccel status --instance ci
+Example:  sockaccel status --all")]
+pub struct Args {
+    /// A line for each instance that there is
+    #[arg(long)]
+    all: bool,
+}
+
 /// Runs `status`.
-pub fn run(context: &Context) -> Result<()> {
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    if args.all {
+        return instances::list(context);
+    }
     let instance = Instance::open(&context.place)?;
     let config = instance.config()?;
     let attached = instance.attached()?;
     let draining = Draining::read(&instance)?;
     let counters = Stats::read(&instance.dir())?;
     let reasons = reasons::top(&counters);
+    let remedies = Remedies::new(instance.name(), &config, &attached);
     let value = State {
         instance: instance.name(),
         enabled: config.enabled != 0,
@@ -36,7 +54,7 @@ pub fn run(context: &Context) -> Result<()> {
         splice_observer: instance.observer(),
         allowed_risks: Risk::from_bits(config.allow).collect(),
         stats: stats::to_json(&counters),
-        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+        not_accelerated: reasons.iter().map(|r| r.to_json(&remedies)).collect(),
     };
     context.output.print(&value, || {
         to_text(
@@ -45,7 +63,10 @@ pub fn run(context: &Context) -> Result<()> {
             &attached,
             &draining,
             &counters,
-            &reasons,
+            &reasons
+                .iter()
+                .map(|reason| reason.to_text(&reason.remedy(&remedies)))
+                .collect::<Vec<_>>(),
             &context.place.instances(),
         )
     })
@@ -79,11 +100,12 @@ impl Draining {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    /// `ends` where all of the instance is on its way out.
+    fn lines(&self, ends: bool, instance: &str) -> Vec<String> {
         let mut lines: Vec<String> = self
             .cgroups
             .iter()
-            .map(|cgroup| format!("draining: {}", cgroup_text(cgroup)))
+            .map(|cgroup| format!("draining: cgroup {cgroup}"))
             .collect();
         let shown = self.sockets.iter().take(TOP);
         lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
@@ -91,8 +113,19 @@ impl Draining {
             let more = self.sockets.len() - TOP;
             lines.push(format!("draining: {} more", count(more as u64, "socket")));
         }
-        if !lines.is_empty() {
-            lines.push("  To wait for it:  sockaccel disable   To drop it:  --now".to_owned());
+        let one = self
+            .cgroups
+            .iter()
+            .find_map(|cgroup| cgroup.path.as_deref());
+        let which = match one {
+            _ if ends => Some(String::new()),
+            one => one.map(|path| format!(" --cgroup {}", quoted(path))),
+        };
+        if let Some(which) = which.filter(|_| !lines.is_empty()) {
+            let disable = format!("sockaccel disable{which}{instance}");
+            lines.push(format!(
+                "  To wait for it:  {disable}   To drop it:  {disable} --now"
+            ));
         }
         lines
     }
@@ -107,10 +140,12 @@ impl From<&Attached> for CgroupState {
     }
 }
 
-fn cgroup_text(cgroup: &Attached) -> String {
-    match &cgroup.path {
-        Some(path) => format!("cgroup {}", path.display()),
-        None => format!("cgroup id {} (removed)", cgroup.id),
+/// In a word.
+pub fn state(config: &Config, attached: &[Attached]) -> &'static str {
+    match (config.enabled != 0, attached) {
+        (true, _) => "enabled",
+        (false, []) => "draining",
+        (false, _) => "unfinished",
     }
 }
 
@@ -164,11 +199,23 @@ struct DrainState {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct CgroupState {
+pub struct CgroupState {
     /// In the kernel.
     id: String,
     /// Null when it was removed.
     path: Option<PathBuf>,
+}
+
+/// How what was removed leaves, which nothing does by itself.
+fn removed(attached: &[Attached], instance: &str) -> Option<String> {
+    let gone = attached.iter().filter(|cgroup| cgroup.path.is_none());
+    let gone = gone.count();
+    let way_out = if gone == attached.len() {
+        format!("sockaccel disable{instance}   ({DROPS})")
+    } else {
+        format!("sockaccel export{instance} | sockaccel apply{instance} -f -")
+    };
+    (gone > 0).then(|| format!("  To take out what was removed:  {way_out}"))
 }
 
 fn to_text(
@@ -177,42 +224,41 @@ fn to_text(
     attached: &[Attached],
     draining: &Draining,
     stats: &Stats,
-    reasons: &[Reason],
+    reasons: &[String],
     instances: &[String],
 ) -> String {
     let mut lines = vec![format!(
         "instance {}: {}, scope {}, blocking readers: {}",
         instance.name(),
-        if config.enabled != 0 {
-            "enabled"
-        } else if attached.is_empty() {
-            "draining"
-        } else {
-            "not set up to the end (run enable again)"
+        match state(config, attached) {
+            "unfinished" => "not set up to the end (run enable again)",
+            word => word,
         },
         Scope::from_raw(config.scope),
         Blocking::from(config.blocking != 0),
     )];
-    lines.extend(attached.iter().map(cgroup_text));
-    lines.extend(draining.lines());
+    lines.extend(attached.iter().map(|cgroup| format!("cgroup {cgroup}")));
+    let option = instance_option(instance.name());
+    lines.extend(removed(attached, &option));
+    lines.extend(draining.lines(attached.is_empty(), &option));
     if config.changing % 2 == 1 {
         lines.push(
-            "an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE".to_owned(),
+            format!("an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE{option}"),
         );
     }
     match programs(config) {
         "mixed" => lines.push(
-            "an upgrade did not come to its end\n  To finish it:  sockaccel upgrade".to_owned(),
+            format!("an upgrade did not come to its end\n  To finish it:  sockaccel upgrade{option}"),
         ),
         "other" => lines.push(
-            "the programs are of another version than this command\n  To change over:  sockaccel upgrade"
-                .to_owned(),
+            format!("the programs are of another version than this command\n  To change over:  sockaccel upgrade{option}"),
         ),
         _ => {}
     }
+    lines.push("totals since it was enabled:".to_owned());
     let total = stats.redirected_messages + stats.stack_messages;
     lines.push(format!(
-        "{} of {} sockets seen are enrolled ({} open now); {} of {total} messages and {} of {} bytes were redirected",
+        "{} of {} sockets seen were enrolled ({} open now); {} of {total} messages and {} of {} bytes were redirected",
         stats.enrolled(),
         stats.seen,
         stats.enrolled_now(),
@@ -222,15 +268,10 @@ fn to_text(
     ));
     if stats.seen == 0 && !attached.is_empty() {
         lines.push(
-            "no connection was established in its cgroups since enable; older ones stay as they are"
-                .to_owned(),
+            "no connection was established in its cgroups; older ones stay as they are".to_owned(),
         );
     }
-    lines.extend(
-        reasons
-            .iter()
-            .map(|reason| reason.to_text(reason.outcome.remedy)),
-    );
+    lines.extend_from_slice(reasons);
     let others: Vec<&str> = instances
         .iter()
         .map(String::as_str)

@@ -244,7 +244,8 @@ impl fmt::Display for Fionread {
                 redirected,
             } => write!(
                 f,
-                "FIONREAD reports {reported} while {waiting} {} wait on an enrolled socket ({})",
+                "on this kernel FIONREAD reports {reported} while the {waiting} {} of a probe \
+                 wait on its enrolled socket ({})",
                 if *redirected {
                     "redirected bytes"
                 } else {

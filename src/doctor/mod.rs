@@ -64,7 +64,7 @@ pub struct Report {
     pub fionread: Fionread,
     /// Risks that enabling takes here: the ones that had to be allowed.
     pub risks: Vec<Risk>,
-    /// What the administrator should know, a sentence each.
+    /// What the administrator should know, a sentence each; also of what was accepted.
     pub warnings: Vec<String>,
 }
 
@@ -247,6 +247,15 @@ impl Report {
             });
         }
         None
+    }
+
+    /// The warnings that say something to who has accepted these risks.
+    pub fn news(&self, allowed: &[Risk]) -> impl Iterator<Item = &String> {
+        let accepted = allowed.contains(&Risk::Fionread);
+        let known = accepted.then(|| self.fionread.to_string());
+        self.warnings
+            .iter()
+            .filter(move |warning| known.as_ref() != Some(*warning))
     }
 
     fn usable(&self) -> bool {

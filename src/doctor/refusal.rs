@@ -10,6 +10,8 @@ use super::fionread;
 use super::risk::Risk;
 use super::versions::Bug;
 use super::versions::Kernel;
+use crate::error::instance_option;
+use crate::remedy::quoted;
 
 /// Everything was checked before anything was changed. The messages name the
 /// object and the way out; the program's name goes in front of them.
@@ -104,15 +106,30 @@ impl Refusal {
             Self::Lacks { .. } | Self::KnownBadKernel { .. } | Self::Fionread { .. } => 3,
         }
     }
+
+    /// The same about this instance.
+    #[must_use]
+    pub fn naming(mut self, instance: &str) -> Self {
+        match &mut self {
+            Self::Privileges { way_out, .. }
+            | Self::Forbidden { way_out, .. }
+            | Self::KnownBadKernel { way_out, .. }
+            | Self::Fionread { way_out, .. } => way_out.instance = instance_option(instance).into(),
+            Self::Lacks { .. } => {}
+        }
+        self
+    }
 }
 
 /// The command that was given, to be given again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WayOut {
-    cgroups: Vec<PathBuf>,
+    cgroups: Box<[PathBuf]>,
     /// Of `run`; empty for `enable`.
     program: Box<[OsString]>,
-    allowed: Vec<Risk>,
+    allowed: Box<[Risk]>,
+    /// Its option, or nothing.
+    instance: Box<str>,
 }
 
 impl WayOut {
@@ -120,15 +137,17 @@ impl WayOut {
         Self {
             cgroups: cgroups.iter().map(|path| path.as_ref().into()).collect(),
             program: Box::default(),
-            allowed: allowed.to_vec(),
+            allowed: allowed.into(),
+            instance: Box::default(),
         }
     }
 
     pub(super) fn run(program: &[OsString], allowed: &[Risk]) -> Self {
         Self {
-            cgroups: Vec::new(),
+            cgroups: Box::default(),
             program: program.into(),
-            allowed: allowed.to_vec(),
+            allowed: allowed.into(),
+            instance: Box::default(),
         }
     }
 
@@ -152,12 +171,13 @@ impl WayOut {
             "run"
         };
         let mut command = format!("sockaccel {verb}");
-        for path in &self.cgroups {
+        for path in &*self.cgroups {
             let _ = write!(command, " --cgroup {}", quoted(path));
         }
         for risk in allowed {
             let _ = write!(command, " --allow {risk}");
         }
+        command.push_str(&self.instance);
         if !self.program.is_empty() {
             command.push_str(" --");
         }
@@ -166,16 +186,6 @@ impl WayOut {
         }
         command
     }
-}
-
-/// As a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-@%+=:,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.into_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 fn list(missing: &[Feature]) -> String {
@@ -220,6 +230,8 @@ sockaccel: enable refused: on this kernel (6.18.44) FIONREAD reports 0 while dat
 "
         );
         assert_eq!(refusal.exit_code(), 3);
+        let named = refusal.naming("ci").to_string();
+        assert!(named.ends_with("--allow fionread --instance ci"), "{named}");
     }
 
     #[test]

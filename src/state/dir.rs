@@ -169,9 +169,11 @@ impl Place {
         Err(self.absent())
     }
 
-    fn absent(&self) -> Error {
+    /// It is not enabled.
+    pub fn absent(&self) -> Error {
         Error::NotEnabled {
             instance: self.instance.clone(),
+            others: self.instances(),
         }
     }
 

@@ -44,6 +44,22 @@ pub struct Drained {
     pub dropped: Sockets,
     /// They could not be looked at, with pins missing: they leave when they close.
     pub unseen: bool,
+    /// The instance is gone, with all that was set.
+    pub ended: bool,
+    /// What there was to drain.
+    pub was: Was,
+}
+
+/// Whether what is to drain was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Was {
+    /// It was enabled, or on its way out.
+    #[default]
+    There,
+    /// The cgroup was not in the instance.
+    NoCgroup,
+    /// There was no instance.
+    NoInstance,
 }
 
 /// Sockets on their way out.
@@ -105,10 +121,19 @@ pub fn disable(
 ) -> Result<Drained> {
     let start = Instant::now();
     let mut instance = match Instance::open_to_remove(place) {
-        Err(Error::NotEnabled { .. }) => return Ok(Drained::default()),
+        Err(Error::NotEnabled { .. }) => {
+            return Ok(Drained {
+                was: Was::NoInstance,
+                ..Drained::default()
+            });
+        }
         instance => instance?,
     };
-    let mut drained = Drained::of(instance.retire(cgroup)?);
+    let was = instance.has(cgroup)?;
+    let mut drained = Drained {
+        was,
+        ..Drained::of(instance.retire(cgroup)?)
+    };
     let mut walks = 0_u32;
     loop {
         let drop = patience.now && walks >= WALKS;
@@ -123,6 +148,7 @@ pub fn disable(
         let waiting = found.waiting;
         drained.dropped.add(found.dropped);
         if waiting.is_empty() {
+            drained.ended = instance.cgroups()?.is_empty();
             drained.changed |= instance.finish()? == Change::Done;
             return Ok(drained);
         }
@@ -138,7 +164,10 @@ pub fn disable(
         progress(&waiting);
         sleep(PAUSE);
         instance = match Instance::open_to_remove(place) {
-            Err(Error::NotEnabled { .. }) => return Ok(drained),
+            Err(Error::NotEnabled { .. }) => {
+                drained.ended = true;
+                return Ok(drained);
+            }
             instance => instance?,
         };
         if !instance.is_retired(cgroup)? {
@@ -179,6 +208,12 @@ struct Found {
 }
 
 impl Instance {
+    fn has(&self, cgroup: Option<u64>) -> Result<Was> {
+        let known = [self.cgroups()?, self.draining()?].concat();
+        let has = cgroup.is_none_or(|id| known.contains(&id));
+        Ok(if has { Was::There } else { Was::NoCgroup })
+    }
+
     /// Enrols nothing more, there or anywhere. The guards stay.
     fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
         let mut change = Change::Nothing;

@@ -1,5 +1,6 @@
 //! Building, changing, reading and taking down one instance.
 
+use std::fmt;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -17,11 +18,12 @@ use super::observer::Observer;
 use super::tables::Tables;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
-use crate::error::{Error, Result, on};
+use crate::error::{Error, Result, instance_option, on};
 use crate::maps::layout::{
     Addr, Cidr, Config, ConfigHead, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
 };
 use crate::maps::{self, Table};
+use crate::remedy::{DROPS, anew};
 use crate::sys::bpf::{self, AttachType};
 use crate::sys::skel::sockaccel as skel;
 
@@ -76,6 +78,15 @@ pub struct Attached {
     pub id: u64,
     /// Path, `None` when the cgroup is gone.
     pub path: Option<PathBuf>,
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => path.display().fmt(f),
+            None => write!(f, "id {} (removed)", self.id),
+        }
+    }
 }
 
 /// What a call changed.
@@ -211,9 +222,9 @@ impl Instance {
         let max = was.max_sockets.0;
         if settings.max_sockets.is_some_and(|wanted| wanted != max) {
             return Err(Error::Failed(format!(
-                "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it:  {}, then enable again",
+                "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it, max_sockets in FILE:  {}",
                 self.place.instance,
-                self.command("disable")
+                anew(&instance_option(&self.place.instance))
             )));
         }
         self.change_to(cgroups, settings, &was.filters)
@@ -415,9 +426,11 @@ impl Instance {
             _ => "",
         };
         Error::Refused(format!(
-            "instance {} was made by another version of sockaccel (map layout {layout}, this version has {LAYOUT}){drains}\n  To change over:  {}, then enable it again",
+            "instance {} was made by another version of sockaccel (map layout {layout}, this version has {LAYOUT}){drains}\n  To change over:  {}, then enable it again   ({DROPS})\n  \
+             To keep these, before, by the version that made it:  {}",
             self.place.instance,
-            self.command("disable")
+            self.command("disable"),
+            self.command("export >FILE")
         ))
     }
 

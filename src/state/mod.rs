@@ -20,7 +20,7 @@ mod upgrade;
 
 pub use adopt::{Adopted, adopt};
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
-pub use drain::{Drained, Patience, Sockets, disable};
+pub use drain::{Drained, Patience, Sockets, Was, disable};
 pub use instance::{Attached, Change, Instance, Settings};
 pub use observer::Observer;
 pub use setup::{Difference, Setup};

@@ -141,6 +141,20 @@ impl Setup {
         lines
     }
 
+    /// Refuses another value of what is fixed when an instance is made.
+    pub fn check_fixed(&self, to: &Self, place: &Place) -> Result<()> {
+        if self.max_sockets == to.max_sockets {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "instance {0} holds {1} sockets at most, and that cannot change while it is enabled\n  \
+             To keep it:  max_sockets = {1}\n  To change it:  {2}, then apply again",
+            place.instance,
+            self.max_sockets.0,
+            place.command("disable")
+        )))
+    }
+
     fn config(&self, config: &mut Config) {
         config.enabled = 1;
         config.blocking = u32::from(self.blocking == Blocking::Accelerate);
@@ -227,15 +241,7 @@ impl Instance {
         if from == *to && instance.is_settled()? {
             return Ok(Difference::default());
         }
-        if from.max_sockets != to.max_sockets {
-            return Err(Error::Failed(format!(
-                "instance {0} holds {1} sockets at most, and that cannot change while it is enabled\n  \
-                 To keep it:  max_sockets = {1}\n  To change it:  {2}, then apply again",
-                place.instance,
-                from.max_sockets.0,
-                place.command("disable")
-            )));
-        }
+        from.check_fixed(to, place)?;
         instance
             .go(&from, to, true, cgroups)
             .map_err(|error| instance.go_back(&from, whole, error))?;

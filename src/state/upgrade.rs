@@ -20,7 +20,8 @@ use super::instance::{
     open_map, open_pin, open_programs, pin_maps, pin_programs, reuse_maps,
 };
 use super::observer::Observer;
-use crate::error::{Error, Result, on};
+use crate::error::{Error, Result, instance_option, on};
+use crate::remedy::anew;
 use crate::sys::bpf::{self, AttachType};
 
 /// Of the programs that this binary brings.
@@ -93,9 +94,12 @@ fn load(dir: &Path, fresh: &Path) -> Result<()> {
     let observer = Observer::of(dir).unwrap_or_else(Observer::choose);
     load_observer(&mut open, observer);
     reuse_maps(open.open_object_mut(), dir)?;
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let mut skeleton = open.load().map_err(|e| {
-        Error::bpf("load", "the BPF programs over the maps there are", &e)
-            .hint("The instance goes on as it was. To change over:  sockaccel disable, then enable")
+        Error::bpf("load", "the BPF programs over the maps there are", &e).hint(format!(
+            "The instance goes on as it was. To change over:  {}",
+            anew(&instance_option(&name))
+        ))
     })?;
     pin_maps(skeleton.object_mut(), dir)?;
     pin_programs(skeleton.object_mut(), fresh)?;

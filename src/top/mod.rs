@@ -18,6 +18,7 @@ use ratatui::crossterm::event::{self, Event};
 use crate::cli::live::{Live, Woken};
 use crate::error::{Error, Result};
 use crate::maps::{Stats, sockets};
+use crate::remedy::Remedies;
 use crate::state::{Instance, Place};
 use model::{Flow, Model};
 use processes::Processes;
@@ -55,7 +56,8 @@ pub fn run(place: &Place, options: Options) -> Result<()> {
                 .to_owned(),
         ));
     }
-    let mut view = View::new(options.color);
+    let remedies = Remedies::of(&Instance::open(place)?)?;
+    let mut view = View::new(options.color, remedies);
     let mut processes = Processes::default();
     let mut model = Model::new(&place.instance, options.sort, options.filter);
     // First, so that what fails is said on an untouched terminal.

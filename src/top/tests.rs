@@ -16,6 +16,7 @@ use super::view::View;
 use crate::maps::Stats;
 use crate::maps::layout::{Addr, Dump, PATH_REDIRECT, ROLE_ACTIVE};
 use crate::outcome::{REASONS, WHYS};
+use crate::remedy::Remedies;
 
 fn counters() -> Stats {
     Stats {
@@ -106,7 +107,7 @@ impl Screen {
     fn new(width: u16, height: u16) -> Self {
         Self {
             terminal: Terminal::new(TestBackend::new(width, height)).expect("a terminal"),
-            view: View::new(false),
+            view: View::new(false, Remedies::of_run()),
             processes: Processes::default(),
         }
     }
@@ -399,7 +400,7 @@ fn any_size_of_terminal() {
 fn colours_only_where_they_are_wanted() {
     for color in [false, true] {
         let mut screen = Screen::new(150, 14);
-        screen.view = View::new(color);
+        screen.view = View::new(color, Remedies::of_run());
         screen.draw(&mut model());
         let colours: std::collections::BTreeSet<String> = screen
             .buffer()

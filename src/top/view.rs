@@ -14,6 +14,7 @@ use crate::maps::Stats;
 use crate::maps::sockets::state_name;
 use crate::outcome::{REASONS, WHYS};
 use crate::output::count;
+use crate::remedy::Remedies;
 
 /// Reasons in the lines at the top.
 const REASONS_TOLD: usize = 4;
@@ -68,13 +69,18 @@ impl Column {
 #[derive(Debug)]
 pub struct View {
     color: bool,
+    remedies: Remedies,
     offset: usize,
 }
 
 impl View {
     /// With colours or without.
-    pub fn new(color: bool) -> Self {
-        Self { color, offset: 0 }
+    pub fn new(color: bool, remedies: Remedies) -> Self {
+        Self {
+            color,
+            remedies,
+            offset: 0,
+        }
     }
 
     /// Draws everything anew.
@@ -96,7 +102,7 @@ impl View {
         if model.page() == Page::Detail
             && let Some(index) = visible.get(line)
         {
-            let text = detail(model.connection(*index), processes);
+            let text = detail(model.connection(*index), &self.remedies, processes);
             frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), body);
         } else {
             self.list(frame, body, model, processes, &visible, line);
@@ -325,10 +331,14 @@ fn foot_line(model: &Model) -> Line<'static> {
     Line::from(spans)
 }
 
-fn detail(connection: &Connection, processes: &mut Processes) -> Vec<Line<'static>> {
+fn detail(
+    connection: &Connection,
+    remedies: &Remedies,
+    processes: &mut Processes,
+) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for end in &connection.ends {
-        lines.extend(direction(end, processes));
+        lines.extend(direction(end, remedies, processes));
         lines.push(Line::default());
     }
     if connection.ends.len() == 1 {
@@ -338,7 +348,7 @@ fn detail(connection: &Connection, processes: &mut Processes) -> Vec<Line<'stati
 }
 
 /// A socket and what it sends.
-fn direction(end: &End, processes: &mut Processes) -> Vec<Line<'static>> {
+fn direction(end: &End, remedies: &Remedies, processes: &mut Processes) -> Vec<Line<'static>> {
     let record = &end.record;
     let sock = &record.sock;
     let who = pid(end, processes).map_or_else(
@@ -351,8 +361,8 @@ fn direction(end: &End, processes: &mut Processes) -> Vec<Line<'static>> {
     let mut path = path(end).to_owned();
     if let Some(why) = why {
         path += &[": ", why.name, ", ", why.text].concat();
-        if !why.remedy.is_empty() {
-            path += &[" (", why.remedy, ")"].concat();
+        if let Some(remedy) = remedies.of_message(why).line() {
+            path += &[". ", &*remedy].concat();
         }
     }
     let field = |name: &str, text: String| Line::from(format!("  {name:<12}{text}"));

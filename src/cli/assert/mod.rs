@@ -16,6 +16,7 @@ use super::reasons::{self, Counted, Reason};
 use crate::error::{Error, Result};
 use crate::outcome::REASONS;
 use crate::output::{table, yes_or_no};
+use crate::remedy::Remedies;
 use crate::state::Instance;
 use crate::words::duration;
 use claim::Comparison;
@@ -151,14 +152,22 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let start = Instant::now();
     loop {
-        let figures = {
+        let (figures, remedies) = {
             let instance = Instance::open(&context.place)?;
-            Figures::read(&instance, args.whose.as_ref())?
+            let figures = Figures::read(&instance, args.whose.as_ref())?;
+            (figures, Remedies::of(&instance)?)
         };
         let findings = judge(&figures, &claims, &args.no_skipped);
         let holds = findings.iter().all(|finding| finding.holds);
         if holds || args.within.is_none_or(|limit| start.elapsed() >= limit) {
-            return tell(context, args, &figures, &findings, start.elapsed());
+            return tell(
+                context,
+                args,
+                &figures,
+                &findings,
+                &remedies,
+                start.elapsed(),
+            );
         }
         sleep(PAUSE);
     }
@@ -195,6 +204,7 @@ fn tell(
     args: &Args,
     figures: &Figures,
     findings: &[Finding],
+    remedies: &Remedies,
     waited: Duration,
 ) -> Result<()> {
     let holds = findings.iter().all(|finding| finding.holds);
@@ -205,7 +215,7 @@ fn tell(
         waited_seconds: waited.as_secs_f64(),
         claims: findings,
         figures: &figures.by_name,
-        not_accelerated: reasons.iter().map(Reason::to_json).collect(),
+        not_accelerated: reasons.iter().map(|r| r.to_json(remedies)).collect(),
     };
     context.output.print(&value, || {
         table(
@@ -225,11 +235,17 @@ fn tell(
     }
     Err(Error::Found {
         exit_code: NOT_HELD,
-        text: why(args, figures, findings, &reasons),
+        text: why(args, figures, findings, &reasons, remedies),
     })
 }
 
-fn why(args: &Args, figures: &Figures, findings: &[Finding], reasons: &[Reason]) -> String {
+fn why(
+    args: &Args,
+    figures: &Figures,
+    findings: &[Finding],
+    reasons: &[Reason],
+    remedies: &Remedies,
+) -> String {
     let broken: Vec<String> = findings
         .iter()
         .filter(|finding| !finding.holds)
@@ -250,7 +266,7 @@ fn why(args: &Args, figures: &Figures, findings: &[Finding], reasons: &[Reason])
     lines.extend(
         reasons
             .iter()
-            .map(|reason| reason.to_text(reason.outcome.remedy)),
+            .map(|reason| reason.to_text(&reason.remedy(remedies))),
     );
     lines.join("\n  ").replace("\n  \n", "\n")
 }

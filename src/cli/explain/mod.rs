@@ -14,15 +14,17 @@ use crate::error::{Error, Result};
 use crate::maps::layout::PATH_REDIRECT;
 use crate::outcome::REASONS;
 use crate::output::count;
+use crate::remedy::Remedies;
 use crate::state::{Instance, process};
+use crate::words::{from_one, one_port};
 use find::{Connection, End, Look, Paths, Wanted, canonical, find};
 use rules::{Direction, Rule, Seen, Setting};
 
 /// Options of `explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Finds connections that are not accelerated, too: skipped, ejected, from before enable, from outside
-the enabled cgroups. ss -tnp lists all there are.
+Also of what is not accelerated: skipped, ejected, older, outside of the cgroups.
+ss -tnp lists all there are. Its words:  GLOSSARY of  sockaccel man | man -l -
 
 Example:  sockaccel explain 127.0.0.1:41592 127.0.0.1:6379")]
 pub struct Args {
@@ -32,10 +34,10 @@ pub struct Args {
     /// Its other end
     remote: Option<SocketAddr>,
     /// The connections that this process has open
-    #[arg(long, value_name = "PID", conflicts_with = "port")]
+    #[arg(long, value_name = "PID", conflicts_with = "port", value_parser = from_one::<u32>)]
     pid: Option<u32>,
     /// The connections with this port at either end
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = one_port)]
     port: Option<u16>,
     /// Connections to explain at most
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -82,10 +84,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let config = instance.config()?;
     let observed = instance.table::<u32, u32>("sa_observed")?.get(&0)?;
+    let attached = instance.attached()?;
     let setting = Setting {
         generation: (config.generation.wrapping_add(1)).wrapping_add(observed.unwrap_or_default()),
+        remedies: Remedies::new(instance.name(), &config, &attached),
         config,
-        attached: instance.attached()?,
+        attached,
         instance: &instance,
     };
     let mut paths = Paths::new();

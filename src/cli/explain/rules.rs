@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::find::{End, Look};
 use crate::cli::addr::end;
 use crate::cli::{identity, policy};
-use crate::error::{Result, instance_option};
+use crate::error::Result;
 use crate::maps::layout::{
     Addr, Cidr, Config, EGRESS, Endpoint, FILTER_EXCLUDE, FILTER_INCLUDE, INGRESS, PATH_REDIRECT,
     Policy, PolicyKey, SCOPE_ENDPOINTS, Service, ServiceKey, Sock, Tuple,
 };
 use crate::outcome::{Outcome, REASONS, WHYS, index};
 use crate::output::count;
+use crate::remedy::{Remedies, Remedy, quoted};
 use crate::state::{Attached, Instance};
 use crate::words::{Blocking, IPPROTO_TCP, Verdict};
 
@@ -22,6 +23,7 @@ use crate::words::{Blocking, IPPROTO_TCP, Verdict};
 const MARK_SPLICING: u32 = 1;
 const NO_LOCAL_PEER: u32 = index(REASONS, "no_local_peer");
 const BLOCKING_READER: u32 = index(REASONS, "blocking_reader");
+const SERVICE: u32 = index(REASONS, "service");
 const FILTERED: u32 = index(REASONS, "filtered");
 const UNPAIRED: u32 = index(WHYS, "unpaired");
 const PEER_STATE: u32 = index(WHYS, "peer_state");
@@ -38,7 +40,9 @@ pub struct Rule {
     /// What is known.
     pub evidence: String,
     /// What would change it; empty when nothing does.
-    pub remedy: String,
+    #[serde(serialize_with = "text_of")]
+    #[schemars(with = "String")]
+    remedy: Remedy,
     /// It is broken because of the other end.
     #[serde(skip)]
     about_peer: bool,
@@ -54,14 +58,14 @@ impl Rule {
             name,
             holds: holds.into(),
             evidence: evidence.into(),
-            remedy: String::new(),
+            remedy: Remedy::default(),
             about_peer: false,
         }
     }
 
-    fn remedy(mut self, text: impl Into<String>) -> Self {
+    fn remedy(mut self, remedy: Remedy) -> Self {
         if self.holds == Some(false) {
-            self.remedy = text.into();
+            self.remedy = remedy;
         }
         self
     }
@@ -73,12 +77,16 @@ impl Rule {
             None => "?  ",
         };
         let mut text = format!("    {mark} {:<12} {}", self.name, self.evidence);
-        if !self.remedy.is_empty() {
-            text.push_str("\n                     To change it:  ");
-            text.push_str(&self.remedy);
+        if let Some(remedy) = self.remedy.line() {
+            text.push_str("\n                     ");
+            text.push_str(&remedy);
         }
         text
     }
+}
+
+fn text_of<S: Serializer>(remedy: &Remedy, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&remedy.text)
 }
 
 /// An end and what was seen of it.
@@ -96,6 +104,7 @@ pub struct Setting<'a> {
     /// Of verdicts that are up to date: see `sa_verdict` of src/bpf.
     pub generation: u32,
     pub attached: Vec<Attached>,
+    pub remedies: Remedies,
 }
 
 /// One direction, judged.
@@ -142,7 +151,7 @@ impl Setting<'_> {
                     false,
                     format!("no process on this machine was seen to have the socket at {}", from.end.remote),
                 )
-                .remedy("none, if it is another machine; else see whether a process hides it (pid namespace, container)"),
+                .remedy(Remedy::now("none, if it is another machine; else see whether a process hides it (pid namespace, container)")),
             ),
         }
         if let (Some(tuple), Some(true)) = (
@@ -218,7 +227,7 @@ impl Setting<'_> {
             )),
             Some((path, None)) => rules.push(
                 Rule::new("cgroup", end.record().is_some(), format!("the {who}'s socket belongs to cgroup {path}, which is not enabled: {process}"))
-                    .remedy(format!("sockaccel enable --cgroup {path}{}, then let the program connect again", instance_option(self.instance.name()))),
+                    .remedy(self.next(&format!("sockaccel enable --cgroup {}{{instance}}", quoted(Path::new(path))))),
             ),
             None => rules.push(Rule::new("cgroup", None, format!("the {who}'s cgroup cannot be seen: {process}"))),
         }
@@ -230,16 +239,13 @@ impl Setting<'_> {
                 .filter(|reason| *reason != 0)
                 .or(end.passed);
             rules.push(match (skipped, inside) {
-                (Some(reason), _) => refused(who, "skipped", reason),
+                (Some(reason), _) => self.refused(who, "skipped", reason, end.passed.is_some()),
                 (None, Some((_, Some(_)))) => Rule::new(
                     "established",
                     false,
                     format!("the {who}'s socket was established before its cgroup was enabled"),
                 )
-                .remedy(format!(
-                    "sockaccel adopt{}, or let the program connect again",
-                    instance_option(self.instance.name())
-                )),
+                .remedy(self.now("sockaccel adopt{instance}, or let the program connect again")),
                 (None, Some((_, None))) => Rule::new(
                     "established",
                     false,
@@ -254,9 +260,9 @@ impl Setting<'_> {
             return rules;
         };
         rules.push(if sock.skipped != 0 {
-            refused(who, "skipped", sock.skipped)
+            self.refused(who, "skipped", sock.skipped, false)
         } else if sock.ejected != 0 {
-            refused(who, "ejected", sock.ejected)
+            self.refused(who, "ejected", sock.ejected, false)
         } else if end.enrolled.is_some() {
             Rule::new("enrolled", true, format!("the {who}'s socket is enrolled"))
         } else {
@@ -271,7 +277,7 @@ impl Setting<'_> {
 
     /// Pair, filters, services, scope, policy and what was cached of them.
     fn tables(&self, from: &End, to: Option<&End>, mine: &Tuple) -> Result<Vec<Rule>> {
-        let mut rules = vec![pair(from, to)];
+        let mut rules = vec![self.pair(from, to)];
         let theirs = to.and_then(End::tuple).unwrap_or(Tuple {
             local: mine.remote,
             remote: mine.local,
@@ -286,7 +292,7 @@ impl Setting<'_> {
         };
         rules.push(self.filter(&client, &server, from.role() == Some(true))?);
         if self.config.changing % 2 == 1 {
-            rules.push(unfinished(from));
+            rules.push(self.unfinished(from));
         }
         rules.push(self.service(&client)?);
         if self.config.scope == SCOPE_ENDPOINTS {
@@ -304,7 +310,10 @@ impl Setting<'_> {
                         if endpoint.is_some() { "" } else { "not " }
                     ),
                 )
-                .remedy(format!("sockaccel endpoint add {}", mine.remote.ip())),
+                .remedy(self.now(&format!(
+                    "sockaccel endpoint add {}{{instance}}",
+                    mine.remote.ip()
+                ))),
             );
         } else {
             rules.push(Rule::new(
@@ -368,7 +377,7 @@ impl Setting<'_> {
             !excluded && !missing,
             format!("port and CIDR filters {says} now: server {}; they act when a connection is established", end(addr, port)),
         )
-        .remedy(outcome(REASONS, FILTERED).remedy))
+        .remedy(self.remedies.of_socket(&outcome(REASONS, FILTERED))))
     }
 
     fn service(&self, client: &Tuple) -> Result<Rule> {
@@ -395,9 +404,13 @@ impl Setting<'_> {
                 false,
                 format!("{name} is a service that stays on the stack"),
             )
-            .remedy(format!(
-                "sockaccel service del {name}, then sockaccel service add {name} --accelerate"
-            )),
+            .remedy(
+                self.next(
+                    &outcome(REASONS, SERVICE)
+                        .remedy
+                        .replace("VIP:PORT", &name.to_string()),
+                ),
+            ),
         })
     }
 
@@ -433,12 +446,14 @@ impl Setting<'_> {
                 Verdict(rule.verdict)
             )
         };
-        Ok(
-            Rule::new(name, holds, format!("{asked}: {entry}")).remedy(format!(
-                "sockaccel policy add {} {name} {number} tcp/{port} allow",
-                endpoint.ip()
-            )),
-        )
+        let rule = format!("{} {name} {number} tcp/{port}", endpoint.ip());
+        let add = format!("sockaccel policy add {rule} allow{{instance}}");
+        // One of just this name is not changed by another.
+        let remedy = match tier {
+            1 => format!("sockaccel policy del {rule}{{instance}} && {add}"),
+            _ => add,
+        };
+        Ok(Rule::new(name, holds, format!("{asked}: {entry}")).remedy(self.now(&remedy)))
     }
 
     fn verdict(&self, verdict: u32, generation: u32, tier: u32) -> Rule {
@@ -457,7 +472,7 @@ impl Setting<'_> {
             ""
         };
         let holds = if behind { None } else { Some(verdict == 0) };
-        Rule::new("verdict", holds, format!("{said}{when}")).remedy(why.remedy)
+        Rule::new("verdict", holds, format!("{said}{when}")).remedy(self.remedies.of_message(&why))
     }
 
     /// How the receiver reads.
@@ -481,7 +496,7 @@ impl Setting<'_> {
                     Blocking::from(accelerate)
                 ),
             )
-            .remedy(outcome(REASONS, BLOCKING_READER).remedy),
+            .remedy(self.blocking(from)),
         });
         if let Some(look) = to.look {
             let none = look.options.is_empty();
@@ -490,10 +505,9 @@ impl Setting<'_> {
             } else {
                 format!("the receiver set {}", look.options.join(", "))
             };
-            rules.push(
-                Rule::new("options", none, evidence)
-                    .remedy("the program's own choice; leave the option out"),
-            );
+            rules.push(Rule::new("options", none, evidence).remedy(Remedy::now(
+                "the program's own choice; leave the option out",
+            )));
         }
         if let Some(sock) = from.record().filter(|_| from.enrolled.is_some()) {
             let evidence = match sock.marks {
@@ -563,82 +577,113 @@ impl Setting<'_> {
         rules.push(if redirect {
             Rule::new("path", true, "redirect")
         } else if sock.stack_messages == 0 {
-            Rule::new("path", false, "stack: nothing was sent yet")
-                .remedy("none needed: it changes over when the receiver has read")
+            Rule::new("path", false, "stack: nothing was sent yet").remedy(Remedy::now(
+                "none needed: it changes over when the receiver has read",
+            ))
         } else {
             Rule::new(
                 "path",
                 false,
                 format!("stack: at the last message {}", why.text),
             )
-            .remedy(why.remedy)
+            .remedy(self.remedies.of_message(&why))
         });
         rules
     }
-}
 
-fn refused(who: &str, how: &str, reason: u32) -> Rule {
-    let Outcome { name, text, remedy } = outcome(REASONS, reason);
-    let evidence = format!("the {who}'s socket was {how} ({name}): {text}");
-    Rule {
-        about_peer: ["no_local_peer", "peer_not_eligible"].contains(&name),
-        ..Rule::new("enrolled", false, evidence).remedy(remedy)
+    /// Was `passed` over: then it can be adopted.
+    fn refused(&self, who: &str, how: &str, reason: u32, passed: bool) -> Rule {
+        let reason = outcome(REASONS, reason);
+        let evidence = format!(
+            "the {who}'s socket was {how} ({}): {}",
+            reason.name, reason.text
+        );
+        let remedy = match (self.remedies.is_applied(&reason), passed) {
+            // The other end is among the rules, too.
+            _ if reason.name == "peer_not_eligible" => Remedy::default(),
+            (false, _) => self.remedies.of_socket(&reason),
+            (true, true) => self.now("sockaccel adopt{instance}, or let the program connect again"),
+            (true, false) => self.now("set so by now: let the program connect again"),
+        };
+        Rule {
+            about_peer: ["no_local_peer", "peer_not_eligible"].contains(&reason.name),
+            ..Rule::new("enrolled", false, evidence).remedy(remedy)
+        }
     }
-}
 
-/// The tables are neither the old ones nor the new ones.
-fn unfinished(from: &End) -> Rule {
-    let is_judged = |sock: &Sock| {
-        sock.generation != 0 && ![CHANGING, UNPAIRED, PEER_STATE].contains(&sock.verdict)
-    };
-    let judged = from.record().is_some_and(is_judged);
-    let what = if judged {
-        "this direction keeps its verdict"
-    } else {
-        "what was not judged before stays on the stack"
-    };
-    let evidence = format!("an apply is under way or was killed half-way: {what}");
-    Rule::new("apply", judged, evidence).remedy(outcome(WHYS, CHANGING).remedy)
-}
+    /// Of a receiver that blocks: an enrolled sender asks with each message.
+    fn blocking(&self, from: &End) -> Remedy {
+        let reason = outcome(REASONS, BLOCKING_READER);
+        if from.enrolled.is_some() {
+            self.remedies.of_message(&reason)
+        } else {
+            self.remedies.of_socket(&reason)
+        }
+    }
 
-fn pair(from: &End, to: Option<&End>) -> Rule {
-    let Some(sock) = from.record() else {
-        return Rule::new("pair", None, "not known");
-    };
-    let role = if from.role() == Some(true) {
-        "client"
-    } else {
-        "server"
-    };
-    let meets = to.is_some_and(|to| {
-        to.enrolled
-            .as_ref()
-            .is_some_and(|dump| dump.sock.peer_cookie == from.cookie)
-    });
-    match sock.peer_cookie {
-        0 if meets && from.enrolled.is_some() => Rule::new(
-            "pair",
-            true,
-            format!(
-                "the sender is the {role}; it meets its peer, which knows it, at its first message"
-            ),
-        ),
-        0 => Rule {
-            about_peer: true,
-            ..Rule::new(
+    fn now(&self, text: &str) -> Remedy {
+        Remedy::now(self.remedies.fill(text))
+    }
+
+    fn next(&self, text: &str) -> Remedy {
+        Remedy::next(self.remedies.fill(text))
+    }
+
+    /// The tables are neither the old ones nor the new ones.
+    fn unfinished(&self, from: &End) -> Rule {
+        let is_judged = |sock: &Sock| {
+            sock.generation != 0 && ![CHANGING, UNPAIRED, PEER_STATE].contains(&sock.verdict)
+        };
+        let judged = from.record().is_some_and(is_judged);
+        let what = if judged {
+            "this direction keeps its verdict"
+        } else {
+            "what was not judged before stays on the stack"
+        };
+        let evidence = format!("an apply is under way or was killed half-way: {what}");
+        Rule::new("apply", judged, evidence)
+            .remedy(self.remedies.of_message(&outcome(WHYS, CHANGING)))
+    }
+
+    fn pair(&self, from: &End, to: Option<&End>) -> Rule {
+        let Some(sock) = from.record() else {
+            return Rule::new("pair", None, "not known");
+        };
+        let role = if from.role() == Some(true) {
+            "client"
+        } else {
+            "server"
+        };
+        let meets = to.is_some_and(|to| {
+            to.enrolled
+                .as_ref()
+                .is_some_and(|dump| dump.sock.peer_cookie == from.cookie)
+        });
+        match sock.peer_cookie {
+            0 if meets && from.enrolled.is_some() => Rule::new(
                 "pair",
-                false,
-                format!("the sender is the {role}, and has not met its peer"),
-            )
-            .remedy(outcome(REASONS, NO_LOCAL_PEER).remedy)
-        },
-        peer => Rule::new(
-            "pair",
-            true,
-            format!(
-                "the sender is the {role}; connection {:016x}, peer's cookie {peer}",
-                sock.conn_id
+                true,
+                format!(
+                    "the sender is the {role}; it meets its peer, which knows it, at its first message"
+                ),
             ),
-        ),
+            0 => Rule {
+                about_peer: true,
+                ..Rule::new(
+                    "pair",
+                    false,
+                    format!("the sender is the {role}, and has not met its peer"),
+                )
+                .remedy(self.remedies.of_socket(&outcome(REASONS, NO_LOCAL_PEER)))
+            },
+            peer => Rule::new(
+                "pair",
+                true,
+                format!(
+                    "the sender is the {role}; connection {:016x}, peer's cookie {peer}",
+                    sock.conn_id
+                ),
+            ),
+        }
     }
 }

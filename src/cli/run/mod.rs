@@ -140,11 +140,8 @@ fn is_unnamed(place: &Place) -> bool {
 fn accepted(args: &Args) -> Result<u32> {
     let allowed = [Risk::from_env()?, args.tuning.allow.clone()].concat();
     let report = doctor::before_run(&args.command, &allowed)?;
-    for warning in &report.warnings {
+    for warning in report.news(&allowed) {
         let of_fionread = *warning == report.fionread.to_string();
-        if of_fionread && allowed.contains(&Risk::Fionread) {
-            continue;
-        }
         say(format_args!("sockaccel: warning: {warning}"));
         if of_fionread && matches!(report.fionread, Fionread::Wrong { .. }) {
             say(

@@ -7,11 +7,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::cli::reasons::{self, Counted, Reason};
+use crate::cli::reasons::{self, Counted};
 use crate::cli::stats;
 use crate::maps::Stats;
 use crate::outcome::{REASONS, index};
 use crate::output::count;
+use crate::remedy::Remedies;
 use crate::state::temporary::{Remains, Stale};
 
 /// Processes that are named at most.
@@ -54,6 +55,7 @@ impl Summary<'_> {
     /// See sockaccel(8), JSON FIELDS.
     pub fn to_json(&self) -> Told<'_> {
         let words = self.command.iter();
+        let remedies = Remedies::of_run();
         Told {
             command: words.map(|word| word.to_string_lossy()).collect(),
             instance: self.instance,
@@ -63,7 +65,7 @@ impl Summary<'_> {
             stats: stats::to_json(&self.stats),
             not_accelerated: reasons::top(&self.stats)
                 .iter()
-                .map(Reason::to_json)
+                .map(|reason| reason.to_json(&remedies))
                 .collect(),
             left_processes: &self.remains.processes,
         }
@@ -84,8 +86,9 @@ impl Summary<'_> {
                 stats.redirected_bytes + stats.stack_bytes,
             ));
         }
+        let remedies = Remedies::of_run();
         for reason in reasons::top(stats) {
-            let text = reason.to_text(&remedy(&reason));
+            let text = reason.to_text(&reason.remedy(&remedies));
             lines.extend(text.lines().map(|line| format!("  {line}")));
         }
         if !self.remains.processes.is_empty() {
@@ -115,20 +118,6 @@ fn headline(stats: &Stats) -> String {
             .to_owned()
     } else {
         "nothing was accelerated".to_owned()
-    }
-}
-
-/// The same as elsewhere, for an instance that is made anew each time.
-fn remedy(reason: &Reason) -> String {
-    match reason.outcome.name {
-        "no_local_peer" => {
-            "start both ends in one run:  sockaccel run -- sh -c 'SERVER & CLIENT'".to_owned()
-        }
-        "map_full" => "sockaccel run --max-sockets N".to_owned(),
-        _ => reason
-            .outcome
-            .remedy
-            .replace("sockaccel enable", "sockaccel run"),
     }
 }
 
