@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::thread;
 
@@ -379,21 +380,21 @@ fn policy_changes_under_traffic_lose_and_reorder_nothing() {
     bed.run("endpoint add 127.0.0.2");
     bed.run("policy add 127.0.0.2 egress any allow");
     let done = AtomicBool::new(false);
+    let flips = AtomicU32::new(0);
     let before = bed.instance.stats();
-    let flips = thread::scope(|scope| {
+    let limit = Deadline::seconds(120);
+    thread::scope(|scope| {
         let flipper = scope.spawn(|| {
-            let limit = Deadline::seconds(120);
-            let mut flips = 0;
             while !done.load(Ordering::Relaxed) && !limit.passed() {
                 bed.run("policy add 127.0.0.2 egress any tcp deny");
                 bed.run("policy del 127.0.0.2 egress any tcp");
-                flips += 1;
+                flips.fetch_add(1, Ordering::Relaxed);
             }
-            flips
         });
         let watch = Done(&done);
         let end = Deadline::seconds(8);
-        while !end.passed() {
+        let few = || flips.load(Ordering::Relaxed) < 10;
+        while !end.passed() || few() && !limit.passed() {
             let deadline = Deadline::seconds(100);
             thread::scope(|scope| {
                 for i in 0..4 {
@@ -403,8 +404,9 @@ fn policy_changes_under_traffic_lose_and_reorder_nothing() {
             });
         }
         drop(watch);
-        flipper.join().expect("the flipper")
+        flipper.join().expect("the flipper");
     });
+    let flips = flips.into_inner();
     let after = bed.instance.stats();
     let carried = Carried { before, after };
     let revoked = carried.after.by_reason("demotions", "denied");
