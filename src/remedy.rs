@@ -121,9 +121,10 @@ impl Remedies {
 
     /// Its commands for this instance.
     pub fn fill(&self, text: &str) -> String {
-        text.replace("{enable}", &self.enable)
-            .replace("{anew}", &anew(&self.instance))
+        // Last what is the user's own: a path may look like one of these.
+        text.replace("{anew}", &anew(&self.instance))
             .replace("{instance}", &self.instance)
+            .replace("{enable}", &self.enable)
     }
 }
 

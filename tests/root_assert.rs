@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
@@ -154,6 +155,12 @@ fn open_sockets_of_a_port_a_process_or_a_cgroup() {
         let code = if enrolled > 0 { 0 } else { 5 };
         check(&instance, &[(&share, code, "")]);
     }
+    // Open, and in the table, though the connection has ended.
+    for stream in [&idle.client, &idle.server] {
+        stream.shutdown(Shutdown::Write).expect("shutdown");
+    }
+    let ended = inside(&format!("pid:{own}"), "--enrolled =4");
+    check(&instance, &[(&ended, 0, "")]);
     drop(idle);
     // What has closed is not open.
     let port = inside(&port.to_string(), "--redirected-bytes >0");

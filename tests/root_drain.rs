@@ -3,8 +3,11 @@
 
 mod common;
 
+use std::fs;
 use std::io::Read as _;
 use std::io::Write as _;
+use std::process::Command;
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -20,13 +23,16 @@ use common::instance::Ran;
 use common::netns::Netns;
 use common::pair::Options;
 use common::pair::Pair;
+use common::pair::accept;
 use common::pair::listen;
 use common::pair::reconnect;
 use common::pattern::Pattern;
 use common::plain::Probe;
 use common::plain::assert_gone;
 use common::plain::map_ids;
+use common::process::Process;
 use common::raw;
+use common::raw::SilentPage;
 use common::stream::recv_all;
 use common::stream::recv_some;
 use common::stream::send_all;
@@ -156,6 +162,11 @@ fn now_drops_what_is_unread_and_says_so() {
     let before = instance.stats();
     send_all(&pair.client, b"lost", deadline);
     assert_redirected(&before, &instance.stats(), 4);
+    // Not where another is named, which is not in the instance.
+    let other = Cgroup::new("drain-other");
+    let path = other.path().display().to_string();
+    assert_eq!(disable(&instance, &["--timeout", "0"]).code, Some(7));
+    disable(&instance, &["--cgroup", &path, "--now"]).ok();
     let ran = disable(&instance, &["--now", "--json"]).ok();
     let told = ran.json();
     let unread: Vec<u64> = told["dropped"]
@@ -338,6 +349,84 @@ fn blocked_readers_sleep_on() {
         probe.assert_plain(&pair.client, "client");
         round_trip(pair);
     }
+}
+
+/// Its main thread sends, then another thread execs itself: that has the number of the
+/// first one from then on, and its connection.
+const SENDER: &str = r#"
+import os, socket, sys, threading
+if sys.argv[1] == "port":
+    s = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+    while os.read(0, 1) == b"w":
+        s.send(b"warm")
+    s.set_inheritable(True)
+    again = [sys.executable, *sys.orig_argv[1:3], "fd", str(s.fileno())]
+    threading.Thread(target=lambda: os.execv(sys.executable, again)).start()
+    threading.Event().wait()
+s = socket.socket(fileno=int(sys.argv[2]))
+os.write(1, b"!")
+os.read(0, 1)
+s.send(b"precious")
+os.read(0, 1)
+"#;
+
+/// Lets go on whoever waits for the page.
+struct Answering<'a>(&'a SilentPage);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.answer();
+    }
+}
+
+/// A drain must not take it for the thread that sent before, which has ended.
+#[test]
+fn a_send_under_way_by_another_thread_of_the_same_number_is_waited_for() {
+    let cgroup = Cgroup::new("drain-exec");
+    let instance = Instance::enable_blocking(&cgroup, &["--admission", "all"]);
+    let _joined = cgroup.join();
+    let options = Options::default();
+    let listener = listen(&options);
+    let port = listener.local_addr().expect("getsockname").port();
+    let mut sender = Process::start(
+        Command::new("python3")
+            .args(["-c", SENDER, "port", &port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped()),
+    );
+    let mut told = sender.0.stdin.take().expect("piped");
+    let mut said = sender.0.stdout.take().expect("piped");
+    let server = accept(&listener, &options);
+    let deadline = Deadline::seconds(60);
+    let before = instance.stats();
+    for _ in 0..10 {
+        told.write_all(b"w").expect("the sender");
+        recv_all(&server, &mut [0; 4], deadline);
+    }
+    assert_redirected(&before, &instance.stats(), 1);
+    told.write_all(b"x").expect("the sender");
+    said.read_exact(&mut [0]).expect("the second image");
+    let page = SilentPage::new();
+    thread::scope(|scope| {
+        // Has the socket locked meanwhile.
+        let own = scope.spawn(|| page.send(&server));
+        let answering = Answering(&page);
+        deadline.until("the send to need the page", || page.is_asked_for());
+        told.write_all(b"s").expect("the sender");
+        let stat = format!("/proc/{}/stat", sender.id());
+        deadline.until("the sender to wait for the lock", || {
+            fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") D "))
+        });
+        assert_eq!(disable(&instance, &["--timeout", "1s"]).code, Some(7));
+        drop(answering);
+        assert_eq!(own.join().expect("a send"), Ok(4096));
+    });
+    let mut got = [0; 8];
+    recv_all(&server, &mut got, deadline);
+    assert_eq!(&got, b"precious");
+    // What was sent to it was not read.
+    drop(sender);
+    disable(&instance, &["--timeout", "20s"]).ok();
 }
 
 /// A sender that sleeps because its receiver does not read, and a receiver that

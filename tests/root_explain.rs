@@ -17,6 +17,7 @@ use nix::sched::CloneFlags;
 use nix::sched::unshare;
 use nix::sys::stat::fstat;
 use serde_json::Value;
+use sockaccel::state::process::Walked;
 use sockaccel::state::process::walked;
 
 use common::cgroup::Cgroup;
@@ -449,15 +450,19 @@ fn open_sockets_are_walked_or_read_from_proc() {
     warm_up(&others, &elsewhere);
 
     let own = std::process::id();
+    // Whether it is found, and with a peer.
     let known = |fd: BorrowedFd<'_>| {
         let inode = fstat(fd).expect("fstat").st_ino;
         let place = (own, fd.as_raw_fd(), inode);
-        let walked = walked(&dir).expect("a walk").into_iter();
-        let mut sockets = walked.map(|walked| walked.socket);
-        sockets.any(|socket| (socket.pid, socket.fd, socket.inode) == place)
+        let mut walked = walked(&dir).expect("a walk").into_iter();
+        let found =
+            walked.find(|Walked { socket, .. }| (socket.pid, socket.fd, socket.inode) == place);
+        found.map(|walked| walked.told.connected != 0)
     };
-    assert!(known(pair.client.as_fd()) && known(outside.server.as_fd()));
-    assert!(!known(listener.as_fd()), "it has no peer");
+    for fd in [pair.client.as_fd(), outside.server.as_fd()] {
+        assert_eq!(known(fd), Some(true));
+    }
+    assert_eq!(known(listener.as_fd()), Some(false));
     let pairs = [&pair, &skipped, &outside, &elsewhere];
     let found = || pairs.map(|pair| explain(&instance, pair)["ends"].clone());
     let by_walk = found();
@@ -467,7 +472,7 @@ fn open_sockets_are_walked_or_read_from_proc() {
     assert!(walked(&dir).is_none());
     assert_eq!(found(), by_walk);
     instance.run(&["upgrade"]).ok();
-    assert!(known(pair.client.as_fd()));
+    assert_eq!(known(pair.client.as_fd()), Some(true));
 }
 
 /// A thread may have descriptors of its own: there is no way to them by its pid.

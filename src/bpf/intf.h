@@ -141,7 +141,11 @@ struct sa_sock {
 	__u64 told_messages; /* of the redirected ones, in sa_stats already */
 	__u64 told_bytes;
 	__u64 stack_at; /* jiffies of the last message on the stack */
-	__u64 task; /* last sender's task_struct, which may have ended */
+	/*
+	 * The task_struct of the thread that sent last: who it is, in one word. It may
+	 * have ended, and another thread may have its place since.
+	 */
+	__u64 task;
 	__u32 side;
 	__u32 role; /* enum sa_role */
 	__u32 skipped; /* enum sa_reason */
@@ -160,7 +164,6 @@ struct sa_sock {
 	__u16 others; /* than one thread have sent since one was last alone */
 	__u16 leaving; /* enum sa_why: goes back to the stack when the queue is empty */
 	__u32 company; /* two threads were seen sending: never promoted again */
-	__u32 tid; /* last sender */
 	__u32 tgid; /* process that connected or sent last */
 	__u32 gate_open; /* this direction has told sa_conn.gate */
 	__u32 marks; /* enum sa_mark */
@@ -177,6 +180,7 @@ struct sa_sock {
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */
 	__u32 adopted; /* enum sa_adopted */
+	__u32 pad;
 	struct sa_tuple tuple;
 };
 _Static_assert(sizeof(struct sa_sock) == 320, "layout");
@@ -390,8 +394,10 @@ struct sa_open {
 	struct sa_tuple tuple;
 	__u32 mapped; /* it is in a table of sockets, of ours or of another tool */
 	__u32 noted; /* it is not, and its struct sa_sock follows */
+	__u32 connected; /* it has a peer, for getpeername(2) */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct sa_open) == 80, "layout");
+_Static_assert(sizeof(struct sa_open) == 88, "layout");
 
 /* What a draining socket waits for before it can be taken out. */
 enum sa_waits {

@@ -55,8 +55,9 @@ static __always_inline void sa_tell_open(struct bpf_iter__task_file___sa *ctx)
 	if (!socket || !socket->sk)
 		return;
 	tp = (const void *)bpf_skc_to_tcp_sock((void *)socket->sk);
-	if (!tp || !sa_has_peer(&tp->inet_conn.icsk_inet.sk.__sk_common))
+	if (!tp)
 		return;
+	record.connected = sa_has_peer(&tp->inet_conn.icsk_inet.sk.__sk_common);
 	record.inode = file->f_inode->i_ino;
 	record.tgid = task->tgid;
 	sa_tell_open_socket(ctx->meta->seq, &record, tp);

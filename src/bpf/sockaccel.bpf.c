@@ -107,7 +107,7 @@ int sa_verdict(struct sk_msg_md *msg)
 	const struct sa_config *conf = sa_conf();
 	const struct tcp_sock___sa *tp;
 	__u32 generation, path, why;
-	__u64 pid_tgid;
+	const struct task_struct___sa *task;
 	struct bpf_sock *sk = msg->sk;
 	struct sa_sock *st;
 
@@ -118,14 +118,11 @@ int sa_verdict(struct sk_msg_md *msg)
 	if (!st || !tp)
 		return SK_PASS;
 
-	pid_tgid = bpf_get_current_pid_tgid();
-	v.another_thread = st->tid != (__u32)pid_tgid;
-	if (v.another_thread) {
-		st->tid = pid_tgid;
-		st->task = (__u64)bpf_get_current_task_btf();
-	}
-	if (st->tgid != pid_tgid >> 32)
-		sa_new_process(st, pid_tgid >> 32);
+	task = (const void *)bpf_get_current_task_btf();
+	v.another_thread = st->task != (__u64)task;
+	st->task = (__u64)task;
+	if (st->tgid != (__u32)task->tgid)
+		sa_new_process(st, task->tgid);
 	generation = conf->generation + sa_observations() + 1;
 	if (st->generation != generation)
 		sa_evaluate(st, generation);

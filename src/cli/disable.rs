@@ -112,7 +112,7 @@ fn surprise(context: &Context, args: &Args, drained: &Drained) -> Option<String>
     match (drained.was, &args.cgroup) {
         (Was::NoInstance, _) => Some(format!(
             "instance {name} is not enabled: nothing to do{}",
-            enabled_line(&place.instances())
+            enabled_line(&place.instances().unwrap_or_default())
         )),
         (Was::NoCgroup, Some(cgroup)) => {
             // It may have ended meanwhile.

@@ -78,7 +78,7 @@ impl Row {
 
 /// Every instance of the bpffs.
 pub fn list(context: &Context) -> Result<()> {
-    let names = context.place.instances().into_iter();
+    let names = context.place.instances()?.into_iter();
     let rows: Vec<Row> = names
         .filter_map(|instance| {
             let bpffs = context.place.bpffs.clone();

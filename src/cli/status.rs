@@ -67,7 +67,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
                 .iter()
                 .map(|reason| reason.to_text(&reason.remedy(&remedies)))
                 .collect::<Vec<_>>(),
-            &context.place.instances(),
+            &context.place.instances().unwrap_or_default(),
         )
     })
 }

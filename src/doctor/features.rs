@@ -11,7 +11,6 @@ use libbpf_rs::MapType;
 use libbpf_rs::ProgramType;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::Func;
-use libbpf_rs::libbpf_sys::BPF_FUNC_get_current_pid_tgid;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_current_task;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_current_task_btf;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_netns_cookie;
@@ -254,12 +253,6 @@ const PIECES: &[(Piece, &str)] = &[
         ProgramType::SkMsg,
         "bpf_probe_read_kernel",
         BPF_FUNC_probe_read_kernel,
-        "Linux 5.8",
-    ),
-    helper(
-        ProgramType::SkMsg,
-        "bpf_get_current_pid_tgid",
-        BPF_FUNC_get_current_pid_tgid,
         "Linux 5.8",
     ),
     helper(

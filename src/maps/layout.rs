@@ -127,7 +127,6 @@ pub struct Sock {
     pub others: u16,
     pub leaving: u16,
     pub company: u32,
-    pub tid: u32,
     pub tgid: u32,
     pub gate_open: u32,
     pub marks: u32,
@@ -144,6 +143,7 @@ pub struct Sock {
     pub cut: u32,
     pub straggler: u32,
     pub adopted: u32,
+    pub pad: u32,
     pub tuple: Tuple,
 }
 
@@ -193,6 +193,8 @@ pub struct Open {
     pub tuple: Tuple,
     pub mapped: u32,
     pub noted: u32,
+    pub connected: u32,
+    pub pad: u32,
 }
 
 /// `struct sa_candidate`: one record of the iterator `sa_adopt_scan`.
@@ -423,7 +425,7 @@ const _: () = {
     assert!(size_of::<Conn>() == 320);
     assert!(size_of::<Sock>() == 320);
     assert!(size_of::<Dump>() == 352);
-    assert!(size_of::<Open>() == 80);
+    assert!(size_of::<Open>() == 88);
     assert!(size_of::<Event>() == 80);
     assert!(size_of::<Candidate>() == 64);
     assert!(size_of::<Place>() == 16);

@@ -173,7 +173,7 @@ impl Place {
     pub fn absent(&self) -> Error {
         Error::NotEnabled {
             instance: self.instance.clone(),
-            others: self.instances(),
+            others: self.instances().unwrap_or_default(),
         }
     }
 
@@ -203,16 +203,23 @@ impl Place {
     }
 
     /// Every instance of this bpffs.
-    pub fn instances(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.base())
-            .into_iter()
-            .flatten()
+    ///
+    /// # Errors
+    ///
+    /// Those of readdir(3): only root may look.
+    pub fn instances(&self) -> Result<Vec<String>> {
+        let base = self.base();
+        let entries = match fs::read_dir(&base) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(on("read", &base))?,
+        };
+        let mut names: Vec<String> = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
             .filter(|name| !name.starts_with('_'))
             .collect();
         names.sort();
-        names
+        Ok(names)
     }
 
     /// After a failure of what was to be the first command: what [`Place::write`]

@@ -129,7 +129,15 @@ pub fn disable(
         }
         instance => instance?,
     };
+    // Its pin may be missing; what cannot be repaired can still be taken down.
+    let _ = instance.repair();
     let was = instance.has(cgroup)?;
+    if was == Was::NoCgroup {
+        return Ok(Drained {
+            was,
+            ..Drained::default()
+        });
+    }
     let mut drained = Drained {
         was,
         ..Drained::of(instance.retire(cgroup)?)
@@ -217,8 +225,6 @@ impl Instance {
     /// Enrols nothing more, there or anywhere. The guards stay.
     fn retire(&self, cgroup: Option<u64>) -> Result<Change> {
         let mut change = Change::Nothing;
-        // What cannot be repaired can still be taken down.
-        let _ = self.repair();
         if cgroup.is_some() {
             // Its pin may have been missing before the repair.
             self.refuse_other_version()?;

@@ -40,8 +40,8 @@ pub struct Walked {
     pub noted: Option<Box<Sock>>,
 }
 
-/// Every TCP socket with a peer that a process has open, once for each descriptor, in
-/// a fifth of the time that /proc takes.
+/// Every TCP socket that a process has open, once for each descriptor, in a fifth of the
+/// time that /proc takes.
 ///
 /// `None` where there is no such walk: with an instance that an earlier version made,
 /// and where processes have other numbers, which are the walk's.

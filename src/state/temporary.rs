@@ -271,7 +271,7 @@ pub fn sweep(place: &Place) -> Vec<Stale> {
         }
     }
     // Somebody removed the cgroup alone.
-    for name in place.instances() {
+    for name in place.instances().unwrap_or_default() {
         let orphan = Place {
             instance: name,
             ..place.clone()

@@ -169,11 +169,14 @@ fn merge_walked(
 ) -> Result<Holders> {
     let records: Table<i32, Sock> = instance.table("sa_socks")?;
     let mut holders = Holders::new();
+    let connected = walked
+        .into_iter()
+        .filter(|walked| walked.told.connected != 0);
     for Walked {
         socket,
         told,
         mut noted,
-    } in walked
+    } in connected
     {
         let end = match ends.entry(told.cookie) {
             Entry::Occupied(known) => known.into_mut(),
@@ -215,8 +218,8 @@ fn noted(fd: &OwnedFd, cookie: u64, records: &Table<i32, Sock>) -> Result<Option
     Ok(record.filter(|sock| sock.cookie == cookie).map(Box::new))
 }
 
-/// The same by /proc: who has these open, and every other connected TCP socket that some process has
-/// open, in whatever network namespace: each of them is asked itself.
+/// The same by /proc: who has these open, and every other connected TCP socket that some
+/// process has open, in whatever network namespace: each of them is asked itself.
 fn merge_open(
     instance: &Instance,
     ends: &mut Ends,
