@@ -29,8 +29,8 @@ tools=(bash sh mount umount mkdir ln ls cat cp mv rm rmdir chmod chown echo prin
 	bpftool ss script flock awk openssl tc)
 # Kernel modules that they need.
 modules=(veth dummy nf_tables nft_chain_nat nft_nat nft_masq nft_ct nft_redir nft_reject
-	nft_reject_inet nf_conntrack nf_nat tls gcm ctr ghash-generic aes-generic inet_diag tcp_diag
-	udp_diag xt_mark overlay)
+	nft_reject_inet nft_tproxy nf_conntrack nf_nat tls gcm ctr ghash-generic aes-generic inet_diag tcp_diag
+	udp_diag xt_mark overlay sch_ingress cls_u32)
 # A hang guard: the slowest takes ten minutes of it, emulated on a busy machine.
 test_seconds=1800
 # Every program loads, messages are redirected, nothing is lost, the observer sees.

@@ -17,11 +17,11 @@ use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use nix::sys::utsname::uname;
 use nix::unistd::gettid;
 use nix::unistd::pipe;
 use serde_json::Value;
 
+use common::adopt::refused_here;
 use common::books::assert_balanced;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
@@ -54,28 +54,6 @@ fn adopt(instance: &Instance) -> (usize, Value) {
     let told = instance.run(&["--json", "adopt"]).ok().json();
     let adopted = told["adopted"].as_array().expect("an array").len();
     (adopted, told)
-}
-
-/// Before Linux 6.12 it is refused, which is all there is to see.
-fn refused_here() -> bool {
-    let release = uname().expect("uname").release().to_owned();
-    let release = release.to_str().expect("UTF-8");
-    let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
-    if (numbers.next(), numbers.next()) >= (Some(6), Some(12)) {
-        return false;
-    }
-    let cgroup = Cgroup::new("adopt");
-    let _joined = cgroup.join();
-    let pair = Pair::new();
-    let instance = Instance::enable(&cgroup, &[]);
-    let ran = instance.run(&["adopt"]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
-    assert!(ran.stderr.contains("Linux 6.12"), "{ran:?}");
-    for _ in 0..5 {
-        round_trip(&pair);
-    }
-    assert_eq!(assert_balanced(&instance).count("seen"), 0);
-    true
 }
 
 /// How many sockets were left for each reason.

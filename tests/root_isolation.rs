@@ -161,6 +161,7 @@ fn a_port_used_again_right_after_close() {
     let options = fixed();
     netns.enter(|| {
         let listener = listen(&options);
+        let deadline = Deadline::seconds(100);
         let mut remains = Vec::new();
         for i in 0..100 {
             let mut now = Tagged::new("reused", i, Pair::on(&listener, &options));
@@ -177,6 +178,8 @@ fn a_port_used_again_right_after_close() {
             };
             abort_on_close(&pair.client);
             drop(pair.client);
+            // Until then the port is in use.
+            deadline.wait(&pair.server, PollFlags::POLLHUP, "the reset");
             remains.push(pair.server);
         }
     });
@@ -527,7 +530,11 @@ fn simultaneous_open_is_left_to_the_stack() {
     let stats = assert_balanced(&instance);
     println!("simultaneous open: {}", stats.0);
     assert_eq!(stats.count("seen"), 2);
-    assert_eq!(stats.redirected_bytes(), 0, "roles tell nothing here");
+    // One that has an answer to its SYN before that of the other comes is a client.
+    assert!(
+        stats.redirected_bytes() == 0 || stats.count("paired") == 2,
+        "roles tell nothing here"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 // Each test file is a crate of its own and uses its own part of this.
 #![allow(dead_code)]
 
+pub mod adopt;
 pub mod books;
 pub mod bpffs;
 pub mod cgroup;
