@@ -27,6 +27,7 @@ use common::pair::Pair;
 use common::require_root;
 use common::stream::recv_some;
 use common::stream::send_all;
+use serde_json::Value;
 use sockaccel::doctor;
 use sockaccel::doctor::Refusal;
 use sockaccel::doctor::Risk;
@@ -126,6 +127,27 @@ fn root_fionread_is_the_same_where_loopback_is_down() {
         fionread::probe()
     });
     assert_eq!(here, there);
+}
+
+/// Whose instance would take any connection of ours.
+#[test]
+fn root_checks_are_the_same_in_a_cgroup_that_is_accelerated() {
+    let results = || {
+        let doctor = sockaccel(&["doctor", "--json", "--timeout", "60"]).json();
+        let rows = doctor["checks"].as_array().expect("an array").clone();
+        let rows = rows.into_iter();
+        let told = rows.map(|row| (row["check"].clone(), row["result"].clone()));
+        // Of those that are about behaviour.
+        let first = |(check, _): &(Value, Value)| *check != "redirect";
+        told.skip_while(first).collect::<Vec<_>>()
+    };
+    let outside = results();
+    assert!(outside.len() > 5, "{outside:?}");
+    let cgroup = Cgroup::new("doctor");
+    let instance = Instance::enable_blocking(&cgroup, &["--admission", "all"]);
+    let _joined = cgroup.join();
+    assert_eq!(results(), outside);
+    assert_eq!(instance.stats().count("enrolled"), 0);
 }
 
 /// Whose instance would take any connection of ours.

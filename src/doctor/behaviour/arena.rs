@@ -80,7 +80,7 @@ impl<'a> Arena<'a> {
         let place = Place::new(&name, &place.bpffs).map_err(|e| refused(&name, &e))?;
         cover(&place.bpffs)
             .map_err(|e| refused(&format!("a bpffs on {}", place.bpffs.display()), &e))?;
-        let cgroup = make_cgroup().map_err(|e| refused("a cgroup", &e))?;
+        let cgroup = path_of_cgroup().map_err(|e| refused("a cgroup", &e))?;
         // From here on what is left behind goes with it.
         let arena = Self {
             guard,
@@ -88,8 +88,16 @@ impl<'a> Arena<'a> {
             place,
             cgroup,
         };
+        for part in [
+            arena.cgroup.clone(),
+            plain(&arena.cgroup),
+            accelerated(&arena.cgroup),
+        ] {
+            fs::create_dir(&part).map_err(|e| refused(&part.display().to_string(), &e))?;
+        }
         let mut enable = arena.command();
-        enable.arg("enable").arg("--cgroup").arg(&arena.cgroup);
+        enable.arg("enable").arg("--cgroup");
+        enable.arg(accelerated(&arena.cgroup));
         // The programs on it are our own; blocking readers for their checks.
         enable.args(["--allow", "fionread,known-bad-kernel"]);
         enable.args(["--blocking-readers", "accelerate"]);
@@ -108,7 +116,7 @@ impl<'a> Arena<'a> {
         command
     }
 
-    /// The cgroup of accelerated sockets.
+    /// That of the two below.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
@@ -131,6 +139,9 @@ impl Drop for Arena<'_> {
         }
         // A process that has just ended may be counted for a moment.
         for _ in 0..50 {
+            for part in [plain(&self.cgroup), accelerated(&self.cgroup)] {
+                let _ = fs::remove_dir(part);
+            }
             match fs::remove_dir(&self.cgroup) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => sleep(Duration::from_millis(20)),
                 _ => return,
@@ -143,6 +154,16 @@ impl Drop for Arena<'_> {
     }
 }
 
+/// Where plain TCP is tried: not where we are, which may be accelerated.
+pub fn plain(cgroup: &Path) -> PathBuf {
+    cgroup.join("plain")
+}
+
+/// The one that the instance is enabled on.
+pub fn accelerated(cgroup: &Path) -> PathBuf {
+    cgroup.join("accelerated")
+}
+
 /// Nobody else sees the mount, and it goes with the last process that does.
 fn cover(dir: &Path) -> nix::Result<()> {
     let none = None::<&str>;
@@ -151,13 +172,10 @@ fn cover(dir: &Path) -> nix::Result<()> {
     mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), none)
 }
 
-fn make_cgroup() -> io::Result<PathBuf> {
+fn path_of_cgroup() -> io::Result<PathBuf> {
     let mount = mounts()
         .into_iter()
         .next()
         .ok_or_else(|| io::Error::other("no cgroup2 is mounted"))?;
-    let path = mount.join(format!("sockaccel-doctor-{}", process::id()));
-    fs::create_dir(&path)
-        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-    Ok(path)
+    Ok(mount.join(format!("sockaccel-doctor-{}", process::id())))
 }

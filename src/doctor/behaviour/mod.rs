@@ -259,7 +259,7 @@ pub struct PeerOptions {
     /// The check
     #[arg(long)]
     check: String,
-    /// The cgroup of accelerated sockets
+    /// That of the cgroups of plain and of accelerated sockets
     #[arg(long)]
     cgroup: PathBuf,
 }
@@ -287,18 +287,19 @@ fn try_both(check: &Check, options: &PeerOptions, place: &Place) -> io::Result<T
         .map_err(io::Error::from)
         .and_then(|()| Ok(sys::probe::raise_loopback()?))
         .map_err(step("a network namespace"))?;
+    // Sockets are of the cgroup that their maker is in.
+    let join = |cgroup: PathBuf| {
+        fs::write(cgroup.join("cgroup.procs"), process::id().to_string())
+            .map_err(step("joining the cgroup"))
+    };
+    join(arena::plain(&options.cgroup))?;
     let mut plain = Link::open(check.programs).map_err(step("a connection"))?;
     if check.redirected {
         plain.warm_up().map_err(step("plain TCP"))?;
     }
     let plain = tell(check, plain);
 
-    // Sockets are of the cgroup that their maker is in.
-    fs::write(
-        options.cgroup.join("cgroup.procs"),
-        process::id().to_string(),
-    )
-    .map_err(step("joining the cgroup"))?;
+    join(arena::accelerated(&options.cgroup))?;
     let mut link = Link::open(check.programs).map_err(step("a connection"))?;
     let enrolled = sockets::read(&place.dir()).map_err(|e| io::Error::other(e.to_string()))?;
     if enrolled.len() < 2 {
