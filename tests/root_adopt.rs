@@ -35,6 +35,7 @@ use common::pair::connect;
 use common::pair::listen;
 use common::pattern::Pattern;
 use common::process::Process;
+use common::raw::Answering;
 use common::raw::SilentPage;
 use common::repair::forge;
 use common::rng::Rng;
@@ -704,13 +705,4 @@ fn interrupt_adopt(instance: &Instance, deadline: Deadline) {
     });
     adopting.signal(Signal::SIGINT);
     adopting.ended(deadline);
-}
-
-/// Lets go on whoever waits for the page.
-struct Answering<'a>(&'a SilentPage);
-
-impl Drop for Answering<'_> {
-    fn drop(&mut self) {
-        self.0.answer();
-    }
 }

@@ -32,6 +32,7 @@ use common::plain::assert_gone;
 use common::plain::map_ids;
 use common::process::Process;
 use common::raw;
+use common::raw::Answering;
 use common::raw::SilentPage;
 use common::stream::recv_all;
 use common::stream::recv_some;
@@ -369,15 +370,6 @@ os.read(0, 1)
 s.send(b"precious")
 os.read(0, 1)
 "#;
-
-/// Lets go on whoever waits for the page.
-struct Answering<'a>(&'a SilentPage);
-
-impl Drop for Answering<'_> {
-    fn drop(&mut self) {
-        self.0.answer();
-    }
-}
 
 /// A drain must not take it for the thread that sent before, which has ended.
 #[test]

@@ -48,10 +48,10 @@ static __always_inline bool sa_is_cut(struct sa_sock *st)
 }
 
 /*
- * Is the thread that sent last certainly not between a verdict and the peer's queue? On that way
- * it waits for the peer's lock or for memory, neither of which a signal may cut
- * short; in recv(2), poll(2) or futex(2) it sleeps interruptibly. Where it has ended
- * any answer is right, and what is in its place now does not wait for ever.
+ * Is the thread that sent last certainly not between a verdict and the peer's queue?
+ * On that way it waits for the peer's lock or for memory, neither of which a signal may
+ * cut short; in recv(2), poll(2) or futex(2) it sleeps interruptibly. Where it has ended
+ * any answer is right.
  */
 static __always_inline bool sa_is_elsewhere(const struct sa_sock *st)
 {

@@ -384,7 +384,7 @@ struct sa_dump {
 };
 _Static_assert(sizeof(struct sa_dump) == 352, "layout");
 
-/* One record of sa_iter_open: a descriptor of a process that is a TCP socket with a peer. */
+/* One record of sa_iter_open: a descriptor of a process that is a TCP socket. */
 struct sa_open {
 	__u64 inode; /* of the socket, as in /proc/PID/fd */
 	__u64 cookie;

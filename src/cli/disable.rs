@@ -118,11 +118,10 @@ fn surprise(context: &Context, args: &Args, drained: &Drained) -> Option<String>
             // It may have ended meanwhile.
             let attached = Instance::open(place).and_then(|instance| instance.attached());
             let attached = attached.unwrap_or_default();
-            let enabled: Vec<String> = attached.iter().map(Attached::to_string).collect();
             Some(format!(
                 "cgroup {} is not enabled in instance {name}: nothing to do\n  Enabled there:  {}",
                 cgroup.display(),
-                enabled.join(", ")
+                Attached::list(&attached)
             ))
         }
         (_, Some(_)) if drained.ended => Some(format!(

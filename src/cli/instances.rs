@@ -61,17 +61,13 @@ impl Row {
     }
 
     fn cells(&self) -> [String; 5] {
-        let cgroups: Vec<String> = self.attached.iter().map(Attached::to_string).collect();
+        let cgroups = (!self.attached.is_empty()).then(|| Attached::list(&self.attached));
         [
             self.instance.clone(),
             self.state.replace('_', " "),
             or_dash(self.enrolled_now),
             or_dash(self.redirected_bytes),
-            if cgroups.is_empty() {
-                "-".to_owned()
-            } else {
-                cgroups.join(", ")
-            },
+            or_dash(cgroups),
         ]
     }
 }

@@ -23,15 +23,13 @@ use libbpf_rs::MapHandle;
 use libbpf_rs::MapType;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;
-use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
 use nix::sys::socket::AddressFamily;
 use nix::sys::socket::SockFlag;
 use nix::sys::socket::SockType;
-use nix::sys::socket::SockaddrIn;
-use nix::sys::socket::connect;
+use nix::sys::socket::getsockname;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt;
@@ -39,6 +37,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::map;
+use super::wait::connect;
 use super::wait::wait_for;
 use crate::sys;
 use crate::sys::textbook::TextbookSkelBuilder;
@@ -193,18 +192,7 @@ fn pair() -> io::Result<(TcpStream, TcpStream)> {
         None,
     )?;
     setsockopt(&sender, sockopt::ReceiveTimestamp, &true)?;
-    let to = match listener.local_addr()? {
-        SocketAddr::V4(to) => SockaddrIn::from(to),
-        SocketAddr::V6(_) => return Err(io::Error::other("not IPv4")),
-    };
-    match connect(sender.as_raw_fd(), &to) {
-        Ok(()) | Err(Errno::EINPROGRESS) => wait_for(&sender, PollFlags::POLLOUT)?,
-        Err(error) => return Err(error.into()),
-    }
-    let sender = TcpStream::from(sender);
-    if let Some(error) = sender.take_error()? {
-        return Err(error);
-    }
+    let sender = connect(sender, &getsockname(listener.as_raw_fd())?)?;
     sender.set_nonblocking(false)?;
     sender.set_nodelay(true)?;
     wait_for(&listener, PollFlags::POLLIN)?;

@@ -1,7 +1,10 @@
 //! Waiting for sockets of our own.
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd as _;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -10,6 +13,8 @@ use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
+use nix::sys::socket;
+use nix::sys::socket::SockaddrIn;
 
 /// No step on an idle loopback takes long; a filter that drops packets would.
 pub const PATIENCE: Duration = Duration::from_secs(1);
@@ -42,6 +47,23 @@ pub fn wait_for(fd: impl AsFd, wanted: PollFlags) -> io::Result<()> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     Ok(())
+}
+
+/// Connects, and waits until it is so.
+///
+/// # Errors
+///
+/// Those of connect(2), and of [`wait_for`].
+pub fn connect(socket: OwnedFd, to: &SockaddrIn) -> io::Result<TcpStream> {
+    match socket::connect(socket.as_raw_fd(), to) {
+        Ok(()) | Err(Errno::EINPROGRESS) => wait_for(&socket, PollFlags::POLLOUT)?,
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(socket);
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
 }
 
 #[cfg(test)]

@@ -131,17 +131,13 @@ pub fn disable(
     };
     // Its pin may be missing; what cannot be repaired can still be taken down.
     let _ = instance.repair();
-    let was = instance.has(cgroup)?;
-    if was == Was::NoCgroup {
+    if !instance.has(cgroup)? {
         return Ok(Drained {
-            was,
+            was: Was::NoCgroup,
             ..Drained::default()
         });
     }
-    let mut drained = Drained {
-        was,
-        ..Drained::of(instance.retire(cgroup)?)
-    };
+    let mut drained = Drained::of(instance.retire(cgroup)?);
     let mut walks = 0_u32;
     loop {
         let drop = patience.now && walks >= WALKS;
@@ -216,10 +212,10 @@ struct Found {
 }
 
 impl Instance {
-    fn has(&self, cgroup: Option<u64>) -> Result<Was> {
+    /// Enabled or on its way out; any cgroup, where none is named.
+    fn has(&self, cgroup: Option<u64>) -> Result<bool> {
         let known = [self.cgroups()?, self.draining()?].concat();
-        let has = cgroup.is_none_or(|id| known.contains(&id));
-        Ok(if has { Was::There } else { Was::NoCgroup })
+        Ok(cgroup.is_none_or(|id| known.contains(&id)))
     }
 
     /// Enrols nothing more, there or anywhere. The guards stay.

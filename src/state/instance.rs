@@ -80,6 +80,14 @@ pub struct Attached {
     pub path: Option<PathBuf>,
 }
 
+impl Attached {
+    /// All of them, for people.
+    pub fn list(all: &[Self]) -> String {
+        let names: Vec<String> = all.iter().map(Self::to_string).collect();
+        names.join(", ")
+    }
+}
+
 impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {

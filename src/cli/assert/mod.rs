@@ -152,11 +152,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let start = Instant::now();
     loop {
-        let (figures, remedies) = {
-            let instance = Instance::open(&context.place)?;
-            let figures = Figures::read(&instance, args.whose.as_ref())?;
-            (figures, Remedies::of(&instance)?)
-        };
+        let instance = Instance::open(&context.place)?;
+        let figures = Figures::read(&instance, args.whose.as_ref())?;
         let findings = judge(&figures, &claims, &args.no_skipped);
         let holds = findings.iter().all(|finding| finding.holds);
         if holds || args.within.is_none_or(|limit| start.elapsed() >= limit) {
@@ -165,10 +162,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
                 args,
                 &figures,
                 &findings,
-                &remedies,
+                &Remedies::of(&instance)?,
                 start.elapsed(),
             );
         }
+        drop(instance);
         sleep(PAUSE);
     }
 }

@@ -19,7 +19,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::socket;
@@ -33,6 +32,7 @@ use nix::sys::socket::sockopt;
 use nix::unistd::Pid;
 
 use super::super::wait::PATIENCE;
+use super::super::wait::connect;
 use super::super::wait::events;
 use super::super::wait::wait_for;
 use super::Programs;
@@ -67,17 +67,12 @@ impl Link {
         socket::bind(listener.as_raw_fd(), &any)?;
         socket::listen(&listener, Backlog::new(1)?)?;
         let to: SockaddrIn = socket::getsockname(listener.as_raw_fd())?;
-        let a = TcpStream::from(tcp_socket(programs)?);
-        match socket::connect(a.as_raw_fd(), &to) {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let a = connect(tcp_socket(programs)?, &to)?;
         wait_for(&listener, PollFlags::POLLIN)?;
         let b = match programs {
             Programs::EventLoops => TcpStream::from(sys::tcp::accept_nonblocking(&listener)?),
             Programs::Blocking => listener.accept()?.0,
         };
-        wait_for(&a, PollFlags::POLLOUT)?;
         for end in [&a, &b] {
             end.set_nodelay(true)?;
         }
