@@ -185,6 +185,105 @@ fn now_drops_what_is_unread_and_says_so() {
     round_trip(&pair);
 }
 
+/// What a cgroup on its way out waits for keeps no other one, and is not dropped with it.
+#[test]
+fn one_cgroup_leaves_while_another_waits() {
+    let [lasting, waits, goes, drops] =
+        ["stays", "waits", "goes", "drops"].map(|name| Cgroup::new(&format!("drain-one-{name}")));
+    let instance = Instance::try_enable(&[&lasting, &waits, &goes, &drops], &[]).expect("enable");
+    let deadline = Deadline::seconds(20);
+    let pair_in = |client: &Cgroup, server: &Cgroup, unread: &[u8]| {
+        let options = Options::default();
+        let listener = {
+            let _joined = server.join();
+            listen(&options)
+        };
+        let _joined = client.join();
+        let pair = Pair::on(&listener, &options);
+        warm_up(&instance, &pair);
+        let before = instance.stats();
+        send_all(&pair.client, unread, deadline);
+        assert_redirected(&before, &instance.stats(), unread.len() as u64);
+        pair
+    };
+    let kept = pair_in(&lasting, &lasting, b"kept");
+    let waiting = [
+        pair_in(&waits, &waits, b"mine"),
+        pair_in(&waits, &lasting, b"ours"),
+    ];
+    let gone = pair_in(&goes, &lasting, b"");
+    let dropped = [
+        pair_in(&drops, &drops, b"1"),
+        pair_in(&drops, &lasting, b"22"),
+    ];
+    let both = pair_in(&waits, &drops, b"333");
+    let take_out = |cgroup: &Cgroup, options: &[&str]| {
+        let path = cgroup.path().display().to_string();
+        disable(&instance, &[&["--cgroup", &path], options].concat())
+    };
+    let drains = |cgroups: &[&Cgroup]| {
+        let told = draining(&instance);
+        let mut told: Vec<_> = told["cgroups"]
+            .as_array()
+            .expect("an array")
+            .iter()
+            .map(|cgroup| cgroup["path"].as_str().expect("a path").to_owned())
+            .collect();
+        let mut paths: Vec<_> = cgroups
+            .iter()
+            .map(|cgroup| cgroup.path().display().to_string())
+            .collect();
+        told.sort();
+        paths.sort();
+        assert_eq!(told, paths);
+    };
+
+    assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
+    take_out(&goes, &[]).ok();
+    drains(&[&waits]);
+    let ran = take_out(&drops, &["--timeout", "100ms"]);
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    drains(&[&waits, &drops]);
+    // Asked about once, and not any more.
+    assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
+    let ran = take_out(&drops, &["--now", "--json"]).ok();
+    let told = ran.json();
+    let mut unread: Vec<u64> = told["dropped"]
+        .as_array()
+        .expect("an array")
+        .iter()
+        .filter_map(|socket| socket["unread_bytes"].as_u64())
+        .filter(|bytes| *bytes > 0)
+        .collect();
+    unread.sort_unstable();
+    assert_eq!(unread, [1, 2, 3], "{told}");
+    drains(&[&waits]);
+    assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
+
+    let reads = |pair: &Pair, unread: &[u8; 4]| {
+        let mut got = [0; 4];
+        recv_all(&pair.server, &mut got, deadline);
+        assert_eq!(&got, unread);
+    };
+    let probe = Probe::new();
+    probe.assert_plain(&gone.client, "gone");
+    for pair in dropped.iter().chain([&both]) {
+        probe.assert_plain(&pair.client, "dropped");
+        probe.assert_plain(&pair.server, "dropped");
+        round_trip(pair);
+    }
+    for (pair, unread) in waiting.iter().zip([b"mine", b"ours"]) {
+        reads(pair, unread);
+    }
+    take_out(&waits, &[]).ok();
+    drains(&[]);
+    reads(&kept, b"kept");
+    warm_up(&instance, &kept);
+    drop((waiting, dropped, gone, both));
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.count("enrolled_now"), 2, "{}", stats.0);
+}
+
 /// `enable` while it drains: the connections that are still enrolled go on, and
 /// are redirected again.
 #[test]

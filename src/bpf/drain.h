@@ -37,6 +37,37 @@ static __always_inline bool sa_covered(const struct sock___sa *sk)
 	return false;
 }
 
+/* Does a command wait for the sockets of this cgroup? */
+static __always_inline bool sa_is_asked(__u64 id)
+{
+	const __u32 *asked = bpf_map_lookup_elem(&sa_leaving, &id);
+
+	return asked && *asked;
+}
+
+/*
+ * The draining cgroup that a socket leaves with: of those that it is in the one that is
+ * asked about, or else the nearest.
+ */
+static __always_inline __u64 sa_leaves_with(const struct sock___sa *sk)
+{
+	const struct cgroup___sa *cgroup = sk->sk_cgrp_data.cgroup;
+	__u64 nearest = 0;
+
+	for (int depth = 0; cgroup && depth < SA_CGROUP_DEPTH; depth++) {
+		const struct cgroup_subsys_state___sa *parent;
+		__u64 id = cgroup->kn->id;
+
+		if (sa_is_asked(id))
+			return id;
+		if (!nearest && bpf_map_lookup_elem(&sa_leaving, &id))
+			nearest = id;
+		parent = cgroup->self.parent;
+		cgroup = parent ? parent->cgroup : NULL;
+	}
+	return nearest;
+}
+
 /*
  * Asked by a sender that would rather stay redirected: may it? It takes back the
  * question of a drain that is just looking. An atomic, so that what the sender
@@ -152,6 +183,23 @@ static __always_inline void sa_take_out(struct sa_sock *st, struct sa_conn *conn
 	sa_leave(st);
 }
 
+static __always_inline void sa_side_leaves(struct sa_conn *conn, __u32 side, __u64 cgroup)
+{
+	if (side)
+		conn->leaving[1] = cgroup;
+	else
+		conn->leaving[0] = cgroup;
+}
+
+/* Does the socket leave, itself or for its peer, with the cgroup that is asked about? */
+static __always_inline bool sa_leaves_asked(const struct sock___sa *sk, const struct sa_sock *st,
+					    const struct sa_conn *conn)
+{
+	if (sa_is_asked(sa_leaves_with(sk)))
+		return true;
+	return conn && sa_is_asked(st->side ? conn->leaving[0] : conn->leaving[1]);
+}
+
 /*
  * Takes the socket out of service if it, or its peer, is in no enabled cgroup:
  * false when it stays.
@@ -160,8 +208,10 @@ static __always_inline bool sa_out_of_service(const struct sock___sa *sk, struct
 					      struct sa_conn *conn, __u32 walk)
 {
 	if (!sa_covered(sk)) {
-		if (conn)
+		if (conn) {
+			sa_side_leaves(conn, st->side, sa_leaves_with(sk));
 			__sync_fetch_and_or(&conn->draining, sa_bit(1, st->side));
+		}
 	} else if (!conn || !conn->draining) {
 		return st->drain;
 	}
@@ -190,14 +240,21 @@ static __always_inline __u32 sa_drain_waits(const struct sock___sa *sk, struct s
 	return sa_is_let_alone(st, conn) ? SA_WAITS_NOT : SA_WAITS_PEER;
 }
 
+enum sa_drop {
+	SA_DROP_NONE,
+	SA_DROP_ASKED, /* what leaves with the cgroup that is asked about */
+	SA_DROP_ALL,
+};
+
 /* One record for each socket that stays, and for each that is dropped. */
-static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, bool drop)
+static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, enum sa_drop which)
 {
 	/* Where the reader's buffer ends a walk starts its bucket again. */
 	__u32 walk = (__u32)ctx->meta->session_id | 1u << 31;
 	struct sock___sa *sk = ctx->sk;
 	struct sa_conn *conn;
 	struct sa_sock *st;
+	bool asked, drop;
 	__u32 waits;
 
 	if (!sk)
@@ -209,9 +266,11 @@ static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, boo
 	if (!sa_out_of_service(sk, st, conn, walk))
 		return;
 	waits = sa_drain_waits(sk, st, conn, walk);
-	drop = drop && waits != SA_WAITS_NEXT;
+	asked = sa_leaves_asked(sk, st, conn);
+	drop = waits != SA_WAITS_NEXT &&
+	       (which == SA_DROP_ALL || (which == SA_DROP_ASKED && asked));
 	if (waits)
-		sa_tell_one(ctx->meta->seq, sk, st, drop ? SA_DROPPED : waits);
+		sa_tell_one(ctx->meta->seq, sk, st, drop ? SA_DROPPED : waits, asked);
 	if (!waits || drop)
 		sa_take_out(st, conn);
 }

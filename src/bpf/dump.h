@@ -57,9 +57,9 @@ __noinline __u64 sa_queue_totals(__u64 address)
 
 /* A function of its own: with the record the stack has no room for anything else. */
 static __noinline void sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
-					const struct sa_sock *st, __u32 waits)
+					const struct sa_sock *st, __u32 waits, bool asked)
 {
-	struct sa_dump record = { .waits = waits };
+	struct sa_dump record = { .waits = waits, .asked = asked };
 	/* A number: what is loaded directly is a pointer to the verifier. */
 	__u64 data = (__u64)BPF_CORE_READ(sk, sk_user_data);
 	__u64 totals;
@@ -87,7 +87,7 @@ static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)
 		return;
 	st = bpf_sk_storage_get(&sa_socks, (void *)sk, NULL, 0);
 	if (st)
-		sa_tell_one(ctx->meta->seq, sk, st, sa_waits(sk, st));
+		sa_tell_one(ctx->meta->seq, sk, st, sa_waits(sk, st), false);
 }
 
 #endif

@@ -13,7 +13,7 @@
 #include <linux/types.h>
 #include <linux/bpf.h>
 
-#define SA_LAYOUT 6
+#define SA_LAYOUT 7
 
 /*
  * What every layout keeps, whatever else it changes: so much lets any version
@@ -111,7 +111,7 @@ struct sa_conn {
 	__u32 suspect; /* the watch saw a reader that may not be eligible */
 	__u32 draining; /* one end's cgroup is being disabled: both ends leave */
 	__u32 cut; /* bit per side: will never redirect again, nothing is in flight */
-	__u32 pad[4];
+	__u64 leaving[2]; /* per side: the cgroup that it leaves with, of sa_leaving */
 };
 _Static_assert(sizeof(struct sa_conn) == 320, "layout");
 
@@ -379,7 +379,8 @@ struct sa_dump {
 	__u32 state; /* TCP_ESTABLISHED ... */
 	__u32 inode; /* of the socket, as in /proc/PID/fd */
 	__u32 uid;
-	__u32 nonblock;
+	__u16 nonblock;
+	__u16 asked; /* it, or its peer, leaves with the cgroup that is asked about */
 	__u32 waits; /* enum sa_waits */
 };
 _Static_assert(sizeof(struct sa_dump) == 352, "layout");

@@ -42,6 +42,18 @@ struct {
 	__type(value, __u32);
 } sa_cgroups SEC(".maps");
 
+/*
+ * The cgroups whose sockets drain, by kernel id: 1 for the one that a command waits
+ * for, 0 for the others. User space writes, each time before it walks.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} sa_leaving SEC(".maps");
+
 /* What a socket knows of itself. Its own programs write it, freed with it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

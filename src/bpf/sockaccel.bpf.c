@@ -289,7 +289,7 @@ int sa_iter_open(struct bpf_iter__task_file___sa *ctx)
 SEC("iter/sockmap")
 int sa_iter_drain(struct bpf_iter__sockmap___sa *ctx)
 {
-	sa_drain_one(ctx, false);
+	sa_drain_one(ctx, SA_DROP_NONE);
 	return 0;
 }
 
@@ -297,7 +297,15 @@ int sa_iter_drain(struct bpf_iter__sockmap___sa *ctx)
 SEC("iter/sockmap")
 int sa_iter_drop(struct bpf_iter__sockmap___sa *ctx)
 {
-	sa_drain_one(ctx, true);
+	sa_drain_one(ctx, SA_DROP_ALL);
+	return 0;
+}
+
+/* The same, of the cgroup that is asked about. */
+SEC("iter/sockmap")
+int sa_iter_drop_asked(struct bpf_iter__sockmap___sa *ctx)
+{
+	sa_drain_one(ctx, SA_DROP_ASKED);
 	return 0;
 }
 

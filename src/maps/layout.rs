@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of all layouts together: `SA_LAYOUT`.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -83,7 +83,7 @@ pub struct Conn {
     pub suspect: u32,
     pub draining: u32,
     pub cut: u32,
-    pub pad: [u32; 4],
+    pub leaving: [u64; 2],
 }
 
 /// `struct sa_sock`: what a socket knows of itself and its direction.
@@ -158,7 +158,8 @@ pub struct Dump {
     pub state: u32,
     pub inode: u32,
     pub uid: u32,
-    pub nonblock: u32,
+    pub nonblock: u16,
+    pub asked: u16,
     pub waits: u32,
 }
 

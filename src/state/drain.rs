@@ -91,6 +91,17 @@ impl Sockets {
         self.number() == 0
     }
 
+    /// Those that leave with the cgroup that is asked about; all, where none is.
+    fn of(self, asked: Option<u64>) -> Self {
+        match self {
+            Self::Told(mut sockets) if asked.is_some() => {
+                sockets.retain(|socket| socket.asked != 0);
+                Self::Told(sockets)
+            }
+            all => all,
+        }
+    }
+
     fn add(&mut self, more: Self) {
         match (self, more) {
             (Self::Told(sockets), Self::Told(more)) => sockets.extend(more),
@@ -112,7 +123,8 @@ impl Drained {
 }
 
 /// Takes one cgroup out, or all of the instance. `progress` is told what still
-/// waits, after each look that found something.
+/// waits, after each look that found something. What another cgroup waits for that is
+/// on its way out keeps this one from nothing, and is not dropped with it.
 pub fn disable(
     place: &Place,
     cgroup: Option<u64>,
@@ -140,8 +152,12 @@ pub fn disable(
     let mut drained = Drained::of(instance.retire(cgroup)?);
     let mut walks = 0_u32;
     loop {
-        let drop = patience.now && walks >= WALKS;
-        let found = match instance.walk(if drop { Walk::Drop } else { Walk::Drain }) {
+        let walk = match cgroup {
+            _ if !patience.now || walks < WALKS => Walk::Drain,
+            Some(_) => Walk::DropAsked,
+            None => Walk::Drop,
+        };
+        let found = match instance.walk(walk, cgroup) {
             Err(error) if error.is_not_found() => {
                 drained.unseen = true;
                 Found::default()
@@ -149,11 +165,12 @@ pub fn disable(
             found => found?,
         };
         walks += 1;
-        let waiting = found.waiting;
         drained.dropped.add(found.dropped);
+        let alone = cgroup.filter(|_| !found.waiting.is_empty());
+        let waiting = found.waiting.of(cgroup);
         if waiting.is_empty() {
-            drained.ended = instance.cgroups()?.is_empty();
-            drained.changed |= instance.finish()? == Change::Done;
+            drained.ended = instance.ends_with(alone)?;
+            drained.changed |= instance.finish(alone)? == Change::Done;
             return Ok(drained);
         }
         if walks < WALKS + u32::from(patience.now) {
@@ -189,6 +206,7 @@ pub fn disable(
 enum Walk {
     Drain,
     Drop,
+    DropAsked,
     Keep,
 }
 
@@ -197,6 +215,7 @@ impl Walk {
         match self {
             Self::Drain => "sa_iter_drain",
             Self::Drop => "sa_iter_drop",
+            Self::DropAsked => "sa_iter_drop_asked",
             Self::Keep => "sa_iter_keep",
         }
     }
@@ -252,6 +271,9 @@ impl Instance {
         if attached.is_empty() {
             self.switch_off()?;
         }
+        if self.refuse_other_version().is_ok() {
+            self.note_leaving(None)?;
+        }
         let cgroups = self.table::<u64, u32>("sa_cgroups")?;
         for (id, _) in cgroups.entries()? {
             if !attached.contains(&id) {
@@ -275,22 +297,41 @@ impl Instance {
         self.directories("draining-")
     }
 
+    /// Lets the programs know which cgroups drain, and which of them is asked about.
+    fn note_leaving(&self, asked: Option<u64>) -> Result<()> {
+        let draining = self.draining()?;
+        let leaving = self.table::<u64, u32>("sa_leaving")?;
+        for (id, _) in leaving.entries()? {
+            if !draining.contains(&id) {
+                leaving.remove(&id)?;
+            }
+        }
+        for id in draining {
+            leaving.set(&id, &u32::from(asked == Some(id)))?;
+        }
+        Ok(())
+    }
+
     /// Back in service: the sockets of cgroups that are enabled again. Those of
     /// the others go on draining.
     pub(super) fn keep(&self) -> Result<()> {
         // The first end of a pair cannot know of the second.
-        self.walk(Walk::Keep)?;
-        self.walk(Walk::Keep)?;
+        self.walk(Walk::Keep, None)?;
+        self.walk(Walk::Keep, None)?;
         for _ in 0..WALKS {
-            if self.walk(Walk::Drain)?.waiting.is_empty() {
-                self.finish()?;
+            if self.walk(Walk::Drain, None)?.waiting.is_empty() {
+                self.finish(None)?;
                 break;
             }
         }
         Ok(())
     }
 
-    fn walk(&self, walk: Walk) -> Result<Found> {
+    fn walk(&self, walk: Walk, asked: Option<u64>) -> Result<Found> {
+        if asked.is_some() {
+            // Another command may have asked about another cgroup since.
+            self.note_leaving(asked)?;
+        }
         // What was written before is known to every program that runs after.
         bpf::grace_period().map_err(|e| Error::os("wait for", "running BPF programs", e))?;
         let dir = self.dir();
@@ -305,13 +346,22 @@ impl Instance {
         })
     }
 
-    /// Nothing drains any more: takes the guards down, or all of it.
-    fn finish(&self) -> Result<Change> {
-        if self.cgroups()?.is_empty() {
+    /// Is nothing left when these have left: the one, or all that drain?
+    fn ends_with(&self, alone: Option<u64>) -> Result<bool> {
+        let stays = |id: &u64| alone.is_some_and(|alone| *id != alone);
+        Ok(self.cgroups()?.is_empty() && !self.draining()?.iter().any(stays))
+    }
+
+    /// No socket of theirs is left: takes their guards down, or all of it.
+    fn finish(&self, alone: Option<u64>) -> Result<Change> {
+        if self.ends_with(alone)? {
             return self.take_down().map(|()| Change::Done);
         }
         let mut change = Change::Nothing;
         for id in self.draining()? {
+            if alone.is_some_and(|alone| id != alone) {
+                continue;
+            }
             let leaving = self.dir().join(format!("_old-{id}"));
             let retired = draining_dir(self, id);
             fs::rename(&retired, &leaving).map_err(on("rename", &retired))?;
