@@ -30,7 +30,8 @@ const CYCLES: u64 = 5;
 /// Budgets so small that paths change all the time, and streams that leave.
 const OPTIONS: &[&str] = &["--budget-messages", "4", "--stream-limit", "500"];
 
-/// One connection from beginning to end, for event loops.
+/// One connection from beginning to end, for event loops. Most are short: one that was
+/// drained, or has left as a stream, is redirected no more.
 fn one_connection(name: &str, rng: &mut Rng, messages: &AtomicU64) {
     let deadline = Deadline::seconds(300);
     let options = Options {
@@ -38,15 +39,15 @@ fn one_connection(name: &str, rng: &mut Rng, messages: &AtomicU64) {
         ..Options::default()
     };
     let mut direction = |towards: &str| {
-        let (largest, total) = match rng.between(0, 3) {
-            0 => (2000, 4 << 20),
+        let (largest, total) = match rng.between(0, 7) {
+            0 => (2000, 1 << 20),
             1 => (64, 8 << 10),
-            _ => (24, 400 << 10),
+            _ => (24, 5 << 10),
         };
         let plan = Plan {
             total,
             largest,
-            lull_one_in: rng.between(1, 5) as u64,
+            lull_one_in: rng.between(1, 3) as u64,
         };
         Direction::new(format!("{name} to {towards}"), rng.next(), plan)
     };
@@ -170,8 +171,8 @@ fn soak(name: &str, messages: u64, changes: u64) {
             "{name}: {} messages, {redirected} redirected, {ejected} ejected as streams, {done} changes",
             sent()
         );
+        assert!(redirected > sent() / 50, "{redirected} of {}", sent());
     });
-    assert!(redirected > messages / 100, "{redirected} of {messages}");
 }
 
 #[test]
