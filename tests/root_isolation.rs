@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
@@ -11,6 +12,8 @@ use std::os::fd::AsRawFd as _;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use nix::libc;
 use nix::poll::PollFlags;
@@ -745,4 +748,48 @@ fn a_table_full_of_remote_connections_makes_room_for_a_local_pair() {
     let mut tagged = Tagged::new("local", 2, pair);
     tagged.exchange(50);
     assert_mostly_redirected(&before, &assert_balanced(&instance), 900);
+}
+
+/// Whoever is met by nobody is given up by a timer after a second; its socket may close
+/// at the same moment. Before Linux 6.10 a processor hangs for ever where both delete.
+#[test]
+fn lone_connections_that_close_as_they_are_given_up() {
+    const THREADS: usize = 2;
+    const CONNECTIONS: usize = 150;
+    let rng = &mut Rng::for_test("given-up");
+    let cgroup = Cgroup::new("given-up");
+    let instance = Instance::enable(&cgroup, &[]);
+    let options = Options::default();
+    let remotes: Vec<_> = (0..THREADS).map(|_| listen(&options)).collect();
+    let _joined = cgroup.join();
+    thread::scope(|scope| {
+        for remote in &remotes {
+            let mut rng = rng.fork();
+            let options = &options;
+            scope.spawn(move || {
+                let mut open = VecDeque::new();
+                for _ in 0..CONNECTIONS {
+                    let pair = Pair::on(remote, options);
+                    let lives = 985_000 + rng.between(0, 17_000) as u64;
+                    open.push_back((Instant::now() + Duration::from_micros(lives), pair));
+                }
+                for (ends, pair) in open {
+                    // Awake: a sleep ends where another timer has just run.
+                    while Instant::now() < ends {
+                        std::hint::spin_loop();
+                    }
+                    drop(pair);
+                }
+            });
+        }
+    });
+    Deadline::seconds(20).until("empty tables", || {
+        instance.dump("sockhash").is_empty() && instance.dump("connections").is_empty()
+    });
+    let stats = assert_balanced(&instance);
+    println!("given up: {}", stats.0);
+    let given_up = stats.by_reason("ejected", "no_local_peer");
+    let all = (THREADS * CONNECTIONS) as u64;
+    assert!((1..all).contains(&given_up), "none was near: {}", stats.0);
+    warm_up(&instance, &Pair::new());
 }
