@@ -61,8 +61,30 @@ fn one_connection(name: &str, rng: &mut Rng, messages: &AtomicU64) {
     messages.fetch_add(up.messages() + down.messages(), Ordering::Relaxed);
 }
 
-/// Changes one thing of an instance under traffic.
-fn meddle(instance: &Instance, cgroup: &Cgroup, rng: &mut Rng) {
+/// What was redirected, and ejected as a stream.
+#[derive(Default, Clone, Copy)]
+struct Seen {
+    redirected: u64,
+    streams: u64,
+}
+
+impl Seen {
+    fn of(stats: &Stats) -> Self {
+        Self {
+            redirected: stats.redirected_messages(),
+            streams: stats.by_reason("ejected", "stream"),
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.redirected += more.redirected;
+        self.streams += more.streams;
+    }
+}
+
+/// Changes one thing of an instance under traffic. `ended` is told what was seen by one
+/// that ended over it: its last cgroup was drained at once.
+fn meddle(instance: &Instance, cgroup: &Cgroup, rng: &mut Rng, ended: &mut Seen) {
     let rule = ["127.0.0.1", "ingress", "any"];
     let path = cgroup.path().to_str().expect("a path");
     match rng.between(0, 5) {
@@ -78,10 +100,14 @@ fn meddle(instance: &Instance, cgroup: &Cgroup, rng: &mut Rng) {
             instance.run(&["upgrade", "--again"]).ok();
         }
         2 => {
+            let seen = Seen::of(&instance.stats());
             // Not all may have been read in this time: then they go on draining.
             let out = instance.run(&["disable", "--cgroup", path, "--timeout", "100ms"]);
             assert!(matches!(out.code, Some(0 | 7)), "{out:?}");
             instance.enable_more(&[cgroup], OPTIONS).ok();
+            if out.code == Some(0) {
+                ended.add(seen);
+            }
         }
         3 => {
             instance.run(&["adopt"]).ok();
@@ -138,40 +164,40 @@ impl Drop for Failing<'_> {
     }
 }
 
-/// Senders that left for good.
-fn streams(stats: &Stats) -> u64 {
-    stats.by_reason("ejected", "stream")
-}
-
 /// At least so many messages and changes, and a stream that is ejected in each life
 /// of the instance; fails when a byte is lost, reordered or not its own.
 fn soak(name: &str, messages: u64, changes: u64) {
     let rng = &mut Rng::for_test(name);
     let cgroup = &Cgroup::new(name);
     let _joined = cgroup.join();
-    let (mut redirected, mut ejected, mut done) = (0, 0, 0);
+    let (mut seen, mut done) = (Seen::default(), 0);
     under_traffic(&mut rng.fork(), |sent| {
         for cycle in 1..=CYCLES {
             let instance = Instance::enable(cgroup, OPTIONS);
             while sent() < messages * cycle / CYCLES || done < changes * cycle / CYCLES {
-                meddle(&instance, cgroup, rng);
+                meddle(&instance, cgroup, rng, &mut seen);
                 done += 1;
             }
             Deadline::seconds(300).until("a stream that is ejected", || {
-                meddle(&instance, cgroup, rng);
+                meddle(&instance, cgroup, rng, &mut seen);
                 done += 1;
-                streams(&instance.stats()) > 0
+                Seen::of(&instance.stats()).streams > 0
             });
             let stats = assert_balanced(&instance);
-            redirected += stats.redirected_messages();
-            ejected += streams(&stats);
+            seen.add(Seen::of(&stats));
             instance.disable().ok();
         }
+        let (
+            sent,
+            Seen {
+                redirected,
+                streams,
+            },
+        ) = (sent(), seen);
         println!(
-            "{name}: {} messages, {redirected} redirected, {ejected} ejected as streams, {done} changes",
-            sent()
+            "{name}: {sent} messages, {redirected} redirected, {streams} ejected as streams, {done} changes"
         );
-        assert!(redirected > sent() / 50, "{redirected} of {}", sent());
+        assert!(redirected > sent / 50, "{redirected} of {sent}");
     });
 }
 
