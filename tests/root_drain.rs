@@ -6,6 +6,8 @@ mod common;
 use std::fs;
 use std::io::Read as _;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -44,6 +46,7 @@ use common::warm::warm_up;
 use nix::errno::Errno;
 use nix::libc;
 use serde_json::Value;
+use serde_json::json;
 
 /// Bytes that do not fit into the buffers of a connection.
 const TOTAL: usize = 32 << 20;
@@ -54,6 +57,25 @@ fn draining(instance: &Instance) -> Value {
 
 fn disable(instance: &Instance, options: &[&str]) -> Ran {
     instance.run(&[&["disable"], options].concat())
+}
+
+fn take_out(instance: &Instance, cgroup: &Cgroup, options: &[&str]) -> Ran {
+    let path = cgroup.path().display().to_string();
+    disable(instance, &[&["--cgroup", &path], options].concat())
+}
+
+/// These cgroups are on their way out, and no others.
+fn assert_drain(instance: &Instance, cgroups: &[&Cgroup]) {
+    let told = draining(instance);
+    let told = told["cgroups"].as_array().expect("an array").iter();
+    let mut told: Vec<_> = told.map(|cgroup| cgroup["path"].clone()).collect();
+    let mut paths: Vec<_> = cgroups
+        .iter()
+        .map(|cgroup| Value::from(cgroup.path().display().to_string()))
+        .collect();
+    told.sort_by_key(Value::to_string);
+    paths.sort_by_key(Value::to_string);
+    assert_eq!(told, paths);
 }
 
 #[test]
@@ -217,26 +239,8 @@ fn one_cgroup_leaves_while_another_waits() {
         pair_in(&drops, &lasting, b"22"),
     ];
     let both = pair_in(&waits, &drops, b"333");
-    let take_out = |cgroup: &Cgroup, options: &[&str]| {
-        let path = cgroup.path().display().to_string();
-        disable(&instance, &[&["--cgroup", &path], options].concat())
-    };
-    let drains = |cgroups: &[&Cgroup]| {
-        let told = draining(&instance);
-        let mut told: Vec<_> = told["cgroups"]
-            .as_array()
-            .expect("an array")
-            .iter()
-            .map(|cgroup| cgroup["path"].as_str().expect("a path").to_owned())
-            .collect();
-        let mut paths: Vec<_> = cgroups
-            .iter()
-            .map(|cgroup| cgroup.path().display().to_string())
-            .collect();
-        told.sort();
-        paths.sort();
-        assert_eq!(told, paths);
-    };
+    let take_out = |cgroup: &Cgroup, options: &[&str]| take_out(&instance, cgroup, options);
+    let drains = |cgroups: &[&Cgroup]| assert_drain(&instance, cgroups);
 
     assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
     take_out(&goes, &[]).ok();
@@ -282,6 +286,134 @@ fn one_cgroup_leaves_while_another_waits() {
     drop((waiting, dropped, gone, both));
     let stats = assert_balanced(&instance);
     assert_eq!(stats.count("enrolled_now"), 2, "{}", stats.0);
+}
+
+/// It ends no sooner than with what drains, though it is the last that was enabled.
+#[test]
+fn the_last_cgroup_leaves_while_others_wait() {
+    let [one, two, last] =
+        ["one", "two", "last"].map(|name| Cgroup::new(&format!("drain-last-{name}")));
+    let instance = Instance::try_enable(&[&one, &two, &last], &[]).expect("enable");
+    let deadline = Deadline::seconds(20);
+    let unread_in = |cgroup: &Cgroup| {
+        let _joined = cgroup.join();
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        let before = instance.stats();
+        send_all(&pair.client, b"unread", deadline);
+        assert_redirected(&before, &instance.stats(), 6);
+        assert_eq!(
+            take_out(&instance, cgroup, &["--timeout", "0"]).code,
+            Some(7)
+        );
+        pair
+    };
+    let read = |pair: &Pair| {
+        let mut got = [0; 6];
+        recv_all(&pair.server, &mut got, deadline);
+        assert_eq!(&got, b"unread");
+    };
+    let [first, second] = [unread_in(&one), unread_in(&two)];
+    assert_drain(&instance, &[&one, &two]);
+    // Whoever enables finishes each that has nothing to wait for.
+    read(&second);
+    instance.enable_more(&[&last], &[]).ok();
+    assert_drain(&instance, &[&one]);
+
+    let ran = take_out(&instance, &last, &["--now", "--json"]).ok();
+    assert_eq!(ran.json()["ended"], false, "{ran:?}");
+    assert_eq!(ran.json()["dropped"], Value::Array(Vec::new()), "{ran:?}");
+    assert_drain(&instance, &[&one]);
+    let text = instance.run(&["status"]).ok().stdout;
+    assert!(text.contains("6 bytes unread"), "{text}");
+    read(&first);
+    let ran = take_out(&instance, &one, &["--json"]).ok();
+    assert_eq!(ran.json()["ended"], true, "{ran:?}");
+    for pair in [&first, &second] {
+        Probe::new().assert_plain(&pair.server, "drained");
+        round_trip(pair);
+    }
+}
+
+/// Another one was killed when it had begun: whoever drains meanwhile goes on with that,
+/// and does not take it for done.
+#[test]
+fn what_a_killed_disable_has_begun_is_seen_by_one_that_runs() {
+    let [slow, begun, lasting] =
+        ["slow", "begun", "lasting"].map(|name| Cgroup::new(&format!("drain-{name}")));
+    let instance = Instance::try_enable(&[&slow, &begun, &lasting], &[]).expect("enable");
+    let deadline = Deadline::seconds(20);
+    let unread_in = |cgroup: &Cgroup| {
+        let _joined = cgroup.join();
+        let pair = Pair::new();
+        warm_up(&instance, &pair);
+        let before = instance.stats();
+        send_all(&pair.client, b"unread", deadline);
+        assert_redirected(&before, &instance.stats(), 6);
+        pair
+    };
+    let read = |pair: &Pair| {
+        let mut got = [0; 6];
+        recv_all(&pair.server, &mut got, deadline);
+        assert_eq!(&got, b"unread");
+    };
+    let [first, second] = [unread_in(&slow), unread_in(&begun)];
+    thread::scope(|scope| {
+        let disabling = scope.spawn(|| take_out(&instance, &slow, &["--timeout", "20s"]).ok());
+        Deadline::seconds(10).until("a drain", || draining(&instance)["cgroups"] != json!([]));
+        let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+        let id = fs::metadata(begun.path()).expect("a cgroup").ino();
+        fs::rename(
+            dir.join(format!("cgroup-{id}")),
+            dir.join(format!("draining-{id}")),
+        )
+        .expect("rename");
+        read(&first);
+        disabling.join().expect("disable");
+    });
+    assert_drain(&instance, &[&begun]);
+    read(&second);
+    take_out(&instance, &begun, &[]).ok();
+    Probe::new().assert_plain(&second.server, "drained");
+    assert_drain(&instance, &[]);
+    round_trip(&second);
+}
+
+/// What is in an enabled cgroup, too, does not leave with the one above it, though it
+/// leaves with its peer.
+#[test]
+fn a_nested_cgroup_does_not_leave_with_the_one_above_it() {
+    let [above, peers] = ["drain-above", "drain-peers"].map(Cgroup::new);
+    let nested = above.nested("nested");
+    let instance = Instance::try_enable(&[&above, &nested, &peers], &[]).expect("enable");
+    let options = Options::default();
+    let deadline = Deadline::seconds(20);
+    let listener = {
+        let _joined = nested.join();
+        listen(&options)
+    };
+    let pair = {
+        let _joined = peers.join();
+        Pair::on(&listener, &options)
+    };
+    warm_up(&instance, &pair);
+    let before = instance.stats();
+    send_all(&pair.client, b"unread", deadline);
+    assert_redirected(&before, &instance.stats(), 6);
+
+    assert_eq!(
+        take_out(&instance, &peers, &["--timeout", "0"]).code,
+        Some(7)
+    );
+    let ran = take_out(&instance, &above, &["--now", "--json"]).ok();
+    assert_eq!(ran.json()["dropped"], Value::Array(Vec::new()), "{ran:?}");
+    assert_drain(&instance, &[&peers]);
+    let mut got = [0; 6];
+    recv_all(&pair.server, &mut got, deadline);
+    assert_eq!(&got, b"unread");
+    take_out(&instance, &peers, &[]).ok();
+    assert_drain(&instance, &[]);
+    round_trip(&pair);
 }
 
 /// `enable` while it drains: the connections that are still enrolled go on, and

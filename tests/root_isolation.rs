@@ -789,7 +789,6 @@ fn lone_connections_that_close_as_they_are_given_up() {
     let stats = assert_balanced(&instance);
     println!("given up: {}", stats.0);
     let given_up = stats.by_reason("ejected", "no_local_peer");
-    let all = (THREADS * CONNECTIONS) as u64;
-    assert!((1..all).contains(&given_up), "none was near: {}", stats.0);
+    assert!(given_up > 0, "none was given up: {}", stats.0);
     warm_up(&instance, &Pair::new());
 }

@@ -191,25 +191,30 @@ static __always_inline void sa_side_leaves(struct sa_conn *conn, __u32 side, __u
 		conn->leaving[0] = cgroup;
 }
 
-/* Does the socket leave, itself or for its peer, with the cgroup that is asked about? */
-static __always_inline bool sa_leaves_asked(const struct sock___sa *sk, const struct sa_sock *st,
-					    const struct sa_conn *conn)
+/*
+ * Does the socket leave, itself or for its peer, with the cgroup that is asked about?
+ * What a side that stays left with once does not count.
+ */
+static __always_inline bool sa_leaves_asked(const struct sa_sock *st, const struct sa_conn *conn,
+					    __u64 leaving)
 {
-	if (sa_is_asked(sa_leaves_with(sk)))
+	if (sa_is_asked(leaving))
 		return true;
-	return conn && sa_is_asked(st->side ? conn->leaving[0] : conn->leaving[1]);
+	if (!conn || !(conn->draining & sa_bit(1, !st->side)))
+		return false;
+	return sa_is_asked(st->side ? conn->leaving[0] : conn->leaving[1]);
 }
 
 /*
  * Takes the socket out of service if it, or its peer, is in no enabled cgroup:
  * false when it stays.
  */
-static __always_inline bool sa_out_of_service(const struct sock___sa *sk, struct sa_sock *st,
-					      struct sa_conn *conn, __u32 walk)
+static __always_inline bool sa_out_of_service(struct sa_sock *st, struct sa_conn *conn,
+					      __u32 walk, bool covered, __u64 leaving)
 {
-	if (!sa_covered(sk)) {
+	if (!covered) {
 		if (conn) {
-			sa_side_leaves(conn, st->side, sa_leaves_with(sk));
+			sa_side_leaves(conn, st->side, leaving);
 			__sync_fetch_and_or(&conn->draining, sa_bit(1, st->side));
 		}
 	} else if (!conn || !conn->draining) {
@@ -253,8 +258,9 @@ static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, enu
 	__u32 walk = (__u32)ctx->meta->session_id | 1u << 31;
 	struct sock___sa *sk = ctx->sk;
 	struct sa_conn *conn;
+	bool covered, asked, drop;
 	struct sa_sock *st;
-	bool asked, drop;
+	__u64 leaving;
 	__u32 waits;
 
 	if (!sk)
@@ -263,10 +269,12 @@ static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, enu
 	if (!st)
 		return;
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!sa_out_of_service(sk, st, conn, walk))
+	covered = sa_covered(sk);
+	leaving = covered ? 0 : sa_leaves_with(sk);
+	if (!sa_out_of_service(st, conn, walk, covered, leaving))
 		return;
 	waits = sa_drain_waits(sk, st, conn, walk);
-	asked = sa_leaves_asked(sk, st, conn);
+	asked = sa_leaves_asked(st, conn, leaving);
 	drop = waits != SA_WAITS_NEXT &&
 	       (which == SA_DROP_ALL || (which == SA_DROP_ASKED && asked));
 	if (waits)

@@ -43,12 +43,13 @@ struct {
 } sa_cgroups SEC(".maps");
 
 /*
- * The cgroups whose sockets drain, by kernel id: 1 for the one that a command waits
- * for, 0 for the others. User space writes, each time before it walks.
+ * The cgroups whose sockets drain, by kernel id: 1 for the one that a command asks
+ * about, 0 for the others. User space writes: when cgroups come or go, and before each
+ * walk that asks. Those of any number of changes may wait here.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u64);
 	__type(value, __u32);

@@ -102,30 +102,25 @@ impl Draining {
 
     /// `ends` where all of the instance is on its way out.
     fn lines(&self, ends: bool, instance: &str) -> Vec<String> {
-        let mut lines: Vec<String> = self
-            .cgroups
-            .iter()
-            .map(|cgroup| format!("draining: cgroup {cgroup}"))
-            .collect();
+        let remedy = |which: &str| {
+            let disable = format!("sockaccel disable{which}{instance}");
+            format!("  To wait for it:  {disable}   To drop it:  {disable} --now")
+        };
+        let mut lines = Vec::new();
+        for cgroup in &self.cgroups {
+            lines.push(format!("draining: cgroup {cgroup}"));
+            if let Some(path) = cgroup.path.as_deref().filter(|_| !ends) {
+                lines.push(remedy(&format!(" --cgroup {}", quoted(path))));
+            }
+        }
         let shown = self.sockets.iter().take(TOP);
         lines.extend(shown.map(|socket| format!("draining: {}", disable::to_line(socket))));
         if self.sockets.len() > TOP {
             let more = self.sockets.len() - TOP;
             lines.push(format!("draining: {} more", count(more as u64, "socket")));
         }
-        let one = self
-            .cgroups
-            .iter()
-            .find_map(|cgroup| cgroup.path.as_deref());
-        let which = match one {
-            _ if ends => Some(String::new()),
-            one => one.map(|path| format!(" --cgroup {}", quoted(path))),
-        };
-        if let Some(which) = which.filter(|_| !lines.is_empty()) {
-            let disable = format!("sockaccel disable{which}{instance}");
-            lines.push(format!(
-                "  To wait for it:  {disable}   To drop it:  {disable} --now"
-            ));
+        if ends && !lines.is_empty() {
+            lines.push(remedy(""));
         }
         lines
     }

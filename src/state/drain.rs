@@ -2,8 +2,9 @@
 //!
 //! The proof that nothing is lost is in `src/bpf/drain.h`, one walk over the map
 //! at a time; here is when to walk. What is left survives this process: sockets
-//! and guards stay, and the next command goes on. All of it works on an instance
-//! of any layout, by what every layout keeps: see `SA_LAYOUT` of `src/bpf/intf.h`.
+//! and guards stay, and the next command goes on. All but what is about one cgroup
+//! works on an instance of any layout, by what every layout keeps: see `SA_LAYOUT` of
+//! `src/bpf/intf.h`.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -150,14 +151,21 @@ pub fn disable(
         });
     }
     let mut drained = Drained::of(instance.retire(cgroup)?);
+    let mut known = instance.all_cgroups()?;
     let mut walks = 0_u32;
     loop {
-        let walk = match cgroup {
+        // With the last one goes whatever else there is.
+        let asked = if instance.ends_with(cgroup)? {
+            None
+        } else {
+            cgroup
+        };
+        let walk = match asked {
             _ if !patience.now || walks < WALKS => Walk::Drain,
             Some(_) => Walk::DropAsked,
             None => Walk::Drop,
         };
-        let found = match instance.walk(walk, cgroup) {
+        let found = match instance.walk(walk, asked) {
             Err(error) if error.is_not_found() => {
                 drained.unseen = true;
                 Found::default()
@@ -166,8 +174,9 @@ pub fn disable(
         };
         walks += 1;
         drained.dropped.add(found.dropped);
-        let alone = cgroup.filter(|_| !found.waiting.is_empty());
-        let waiting = found.waiting.of(cgroup);
+        // Of the others it is not known where nothing could be looked at.
+        let alone = asked.filter(|_| drained.unseen || !found.waiting.is_empty());
+        let waiting = found.waiting.of(asked);
         if waiting.is_empty() {
             drained.ended = instance.ends_with(alone)?;
             drained.changed |= instance.finish(alone)? == Change::Done;
@@ -197,6 +206,12 @@ pub fn disable(
                 instance.name(),
                 place.command("status")
             )));
+        }
+        let now = instance.all_cgroups()?;
+        if now != known {
+            // Who changed them may have been killed before the programs knew.
+            instance.reconcile_what_is_there()?;
+            known = now;
         }
     }
 }
@@ -233,8 +248,13 @@ struct Found {
 impl Instance {
     /// Enabled or on its way out; any cgroup, where none is named.
     fn has(&self, cgroup: Option<u64>) -> Result<bool> {
-        let known = [self.cgroups()?, self.draining()?].concat();
-        Ok(cgroup.is_none_or(|id| known.contains(&id)))
+        let (attached, draining) = self.all_cgroups()?;
+        Ok(cgroup.is_none_or(|id| attached.contains(&id) || draining.contains(&id)))
+    }
+
+    /// The enabled ones, and those on their way out.
+    fn all_cgroups(&self) -> Result<(Vec<u64>, Vec<u64>)> {
+        Ok((self.cgroups()?, self.draining()?))
     }
 
     /// Enrols nothing more, there or anywhere. The guards stay.
@@ -251,12 +271,16 @@ impl Instance {
             }
         }
         // Also what a command that was killed did not come to.
+        self.reconcile_what_is_there()?;
+        Ok(change)
+    }
+
+    fn reconcile_what_is_there(&self) -> Result<()> {
         match self.reconcile() {
             // With a pin missing there is nothing to switch off by it.
-            Err(error) if error.is_not_found() => {}
-            done => done?,
+            Err(error) if error.is_not_found() => Ok(()),
+            done => done,
         }
-        Ok(change)
     }
 
     fn is_retired(&self, cgroup: Option<u64>) -> Result<bool> {
@@ -270,9 +294,6 @@ impl Instance {
         let attached = self.cgroups()?;
         if attached.is_empty() {
             self.switch_off()?;
-        }
-        if self.refuse_other_version().is_ok() {
-            self.note_leaving(None)?;
         }
         let cgroups = self.table::<u64, u32>("sa_cgroups")?;
         for (id, _) in cgroups.entries()? {
@@ -289,7 +310,11 @@ impl Instance {
             let pin = draining_dir(self, id).join("sa_sockops");
             run_program(&dir, &pin, "sa_sockops_off")?;
         }
-        Ok(())
+        match self.refuse_other_version() {
+            // It tells in its own way, or not at all.
+            Err(_) => Ok(()),
+            Ok(()) => self.note_leaving(None),
+        }
     }
 
     /// The cgroups whose sockets are on their way out.
@@ -320,8 +345,13 @@ impl Instance {
         self.walk(Walk::Keep, None)?;
         for _ in 0..WALKS {
             if self.walk(Walk::Drain, None)?.waiting.is_empty() {
-                self.finish(None)?;
-                break;
+                return self.finish(None).map(drop);
+            }
+        }
+        for id in self.draining()? {
+            let asked = Some(id);
+            if self.walk(Walk::Drain, asked)?.waiting.of(asked).is_empty() {
+                self.finish(asked)?;
             }
         }
         Ok(())
