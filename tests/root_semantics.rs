@@ -1157,17 +1157,24 @@ fn a_blocking_program_that_only_receives_is_left_alone_by_signals() {
 }
 
 /// A program that connects with a time limit: `O_NONBLOCK` while it connects, and
-/// blocking afterwards. It only receives, while signals come in; the server is an
-/// event loop. The story of one connection.
-fn connects_with_a_timeout(listener: &TcpListener, first: First, settled: &dyn Fn()) -> String {
+/// blocking afterwards, `late` where it had to wait for a processor. It only receives,
+/// while signals come in; the server is an event loop. The story of one connection.
+fn connects_with_a_timeout(
+    listener: &TcpListener,
+    first: First,
+    late: Duration,
+    settled: &dyn Fn(),
+) -> String {
     raw::handle_usr1();
     let to = listener.local_addr().expect("getsockname");
     let client = connect(to, &Options::default());
+    let accepted = matches!(first, First::Never).then(|| accept(listener, &Options::default()));
+    thread::sleep(late);
     client.set_nonblocking(false).expect("O_NONBLOCK");
     if matches!(first, First::BeforeAccept) {
         socket::send(client.as_raw_fd(), b"hello", MsgFlags::MSG_NOSIGNAL).expect("send");
     }
-    let server = accept(listener, &Options::default());
+    let server = accepted.unwrap_or_else(|| accept(listener, &Options::default()));
     if matches!(first, First::BeforeAccept) {
         recv_all(&server, &mut [0; 5], Deadline::seconds(5));
     }
@@ -1205,10 +1212,10 @@ fn a_program_that_connects_with_a_timeout_is_left_alone_by_signals() {
                 if learned {
                     known(&listener);
                 }
-                for n in 0..2 {
+                for late in [0, 0, 100].map(Duration::from_millis) {
                     all.push(format!(
-                        "listener known: {learned}, first message: {first:?}, connection {n}: {}",
-                        connects_with_a_timeout(&listener, first, settled)
+                        "listener known: {learned}, first message: {first:?}, late: {late:?}: {}",
+                        connects_with_a_timeout(&listener, first, late, settled)
                     ));
                 }
             }
@@ -1229,7 +1236,7 @@ fn a_program_that_connects_with_a_timeout_is_left_alone_by_signals() {
         },
     );
     println!("{}", instance.stats().0);
-    assert_eq!(instance.stats().by_reason("ejected", "blocking_reader"), 24);
+    assert_eq!(instance.stats().by_reason("ejected", "blocking_reader"), 36);
     let different: Vec<String> = plain
         .into_iter()
         .zip(enabled)

@@ -108,7 +108,8 @@ struct sa_conn {
 	__u32 accounted; /* enum sa_accounted */
 	struct bpf_timer timer; /* of the watch, see watch.h */
 	__u32 looks; /* of the watch so far */
-	__u32 suspect; /* the watch saw a reader that may not be eligible */
+	__u16 suspect; /* the watch saw a reader that may not be eligible */
+	__u16 again; /* looks since it saw none */
 	__u32 draining; /* one end's cgroup is being disabled: both ends leave */
 	__u32 cut; /* bit per side: will never redirect again, nothing is in flight */
 	__u64 leaving[2]; /* per side: the cgroup that it leaves with, of sa_leaving */

@@ -2,8 +2,8 @@
 /*
  * Looking again, by a timer, where the ACK that would show something may never
  * come. At a socket that nobody has met, once: its peer is remote. At the one that
- * connected, once: it may have done so with a time limit, and block from then on. And
- * at an accepted one that was enrolled before accept(2), until that: how it reads
+ * connected: it may have done so with a time limit, and block from then on; that comes
+ * at once, or late where its thread has to wait for a processor. And at an accepted one that was enrolled before accept(2), until that: how it reads
  * shows only then. Of the first children of a listener; after that their siblings
  * speak.
  */
@@ -16,6 +16,8 @@
 #define SA_WATCH_MS 1000000ULL
 /* accept(2) gives a blocking socket; fcntl(2) follows at once or never. */
 #define SA_WATCH_SUSPECT_NS (5 * SA_WATCH_MS)
+/* Looks at a connection where nobody blocked, while nothing is redirected. */
+#define SA_WATCH_AGAIN 3
 /* The other end is ESTABLISHED as soon as one ACK has come through. */
 #define SA_WATCH_LONELY_NS (1000 * SA_WATCH_MS)
 /* ... and of one that is adopted when every network namespace was walked once more. */
@@ -61,6 +63,11 @@ static __always_inline __u64 sa_watch_delay(__u32 looks)
 	if (looks < 256)
 		return SA_WATCH_MS;
 	return looks < 512 ? 16 * SA_WATCH_MS : 1000 * SA_WATCH_MS;
+}
+
+static __always_inline __u64 sa_watch_delay_again(__u32 again)
+{
+	return again ? again * 250 * SA_WATCH_MS : 16 * SA_WATCH_MS;
 }
 
 /*
@@ -112,6 +119,10 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 	if (!reason) {
 		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
 				  SA_READERS_NONBLOCKING);
+		if (conn->again < SA_WATCH_AGAIN) {
+			bpf_timer_start(&conn->timer, sa_watch_delay_again(conn->again), 0);
+			conn->again++;
+		}
 		return 0;
 	}
 	if (!conn->suspect) {
