@@ -64,6 +64,40 @@ fn take_out(instance: &Instance, cgroup: &Cgroup, options: &[&str]) -> Ran {
     disable(instance, &[&["--cgroup", &path], options].concat())
 }
 
+/// A redirected connection from one cgroup to another.
+fn pair_between(instance: &Instance, client: &Cgroup, server: &Cgroup) -> Pair {
+    let options = Options::default();
+    let listener = {
+        let _joined = server.join();
+        listen(&options)
+    };
+    let _joined = client.join();
+    let pair = Pair::on(&listener, &options);
+    warm_up(instance, &pair);
+    pair
+}
+
+/// From the client, redirected; the server does not read it.
+fn leave_unread(instance: &Instance, pair: &Pair, bytes: &[u8]) {
+    let before = instance.stats();
+    send_all(&pair.client, bytes, Deadline::seconds(20));
+    assert_redirected(&before, &instance.stats(), bytes.len() as u64);
+}
+
+/// A redirected connection in the cgroup with something unread.
+fn unread_in(instance: &Instance, cgroup: &Cgroup) -> Pair {
+    let pair = pair_between(instance, cgroup, cgroup);
+    leave_unread(instance, &pair, b"unread");
+    pair
+}
+
+/// It is still there.
+fn read_unread(pair: &Pair, bytes: &[u8]) {
+    let mut got = vec![0; bytes.len()];
+    recv_all(&pair.server, &mut got, Deadline::seconds(20));
+    assert_eq!(got, bytes);
+}
+
 /// These cgroups are on their way out, and no others.
 fn assert_drain(instance: &Instance, cgroups: &[&Cgroup]) {
     let told = draining(instance);
@@ -213,19 +247,9 @@ fn one_cgroup_leaves_while_another_waits() {
     let [lasting, waits, goes, drops] =
         ["stays", "waits", "goes", "drops"].map(|name| Cgroup::new(&format!("drain-one-{name}")));
     let instance = Instance::try_enable(&[&lasting, &waits, &goes, &drops], &[]).expect("enable");
-    let deadline = Deadline::seconds(20);
     let pair_in = |client: &Cgroup, server: &Cgroup, unread: &[u8]| {
-        let options = Options::default();
-        let listener = {
-            let _joined = server.join();
-            listen(&options)
-        };
-        let _joined = client.join();
-        let pair = Pair::on(&listener, &options);
-        warm_up(&instance, &pair);
-        let before = instance.stats();
-        send_all(&pair.client, unread, deadline);
-        assert_redirected(&before, &instance.stats(), unread.len() as u64);
+        let pair = pair_between(&instance, client, server);
+        leave_unread(&instance, &pair, unread);
         pair
     };
     let kept = pair_in(&lasting, &lasting, b"kept");
@@ -264,11 +288,6 @@ fn one_cgroup_leaves_while_another_waits() {
     drains(&[&waits]);
     assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
 
-    let reads = |pair: &Pair, unread: &[u8; 4]| {
-        let mut got = [0; 4];
-        recv_all(&pair.server, &mut got, deadline);
-        assert_eq!(&got, unread);
-    };
     let probe = Probe::new();
     probe.assert_plain(&gone.client, "gone");
     for pair in dropped.iter().chain([&both]) {
@@ -277,11 +296,11 @@ fn one_cgroup_leaves_while_another_waits() {
         round_trip(pair);
     }
     for (pair, unread) in waiting.iter().zip([b"mine", b"ours"]) {
-        reads(pair, unread);
+        read_unread(pair, unread);
     }
     take_out(&waits, &[]).ok();
     drains(&[]);
-    reads(&kept, b"kept");
+    read_unread(&kept, b"kept");
     warm_up(&instance, &kept);
     drop((waiting, dropped, gone, both));
     let stats = assert_balanced(&instance);
@@ -294,29 +313,16 @@ fn the_last_cgroup_leaves_while_others_wait() {
     let [one, two, last] =
         ["one", "two", "last"].map(|name| Cgroup::new(&format!("drain-last-{name}")));
     let instance = Instance::try_enable(&[&one, &two, &last], &[]).expect("enable");
-    let deadline = Deadline::seconds(20);
-    let unread_in = |cgroup: &Cgroup| {
-        let _joined = cgroup.join();
-        let pair = Pair::new();
-        warm_up(&instance, &pair);
-        let before = instance.stats();
-        send_all(&pair.client, b"unread", deadline);
-        assert_redirected(&before, &instance.stats(), 6);
-        assert_eq!(
-            take_out(&instance, cgroup, &["--timeout", "0"]).code,
-            Some(7)
-        );
+    let waiting_in = |cgroup: &Cgroup| {
+        let pair = unread_in(&instance, cgroup);
+        let ran = take_out(&instance, cgroup, &["--timeout", "0"]);
+        assert_eq!(ran.code, Some(7), "{ran:?}");
         pair
     };
-    let read = |pair: &Pair| {
-        let mut got = [0; 6];
-        recv_all(&pair.server, &mut got, deadline);
-        assert_eq!(&got, b"unread");
-    };
-    let [first, second] = [unread_in(&one), unread_in(&two)];
+    let [first, second] = [waiting_in(&one), waiting_in(&two)];
     assert_drain(&instance, &[&one, &two]);
     // Whoever enables finishes each that has nothing to wait for.
-    read(&second);
+    read_unread(&second, b"unread");
     instance.enable_more(&[&last], &[]).ok();
     assert_drain(&instance, &[&one]);
 
@@ -326,7 +332,7 @@ fn the_last_cgroup_leaves_while_others_wait() {
     assert_drain(&instance, &[&one]);
     let text = instance.run(&["status"]).ok().stdout;
     assert!(text.contains("6 bytes unread"), "{text}");
-    read(&first);
+    read_unread(&first, b"unread");
     let ran = take_out(&instance, &one, &["--json"]).ok();
     assert_eq!(ran.json()["ended"], true, "{ran:?}");
     for pair in [&first, &second] {
@@ -342,22 +348,7 @@ fn what_a_killed_disable_has_begun_is_seen_by_one_that_runs() {
     let [slow, begun, lasting] =
         ["slow", "begun", "lasting"].map(|name| Cgroup::new(&format!("drain-{name}")));
     let instance = Instance::try_enable(&[&slow, &begun, &lasting], &[]).expect("enable");
-    let deadline = Deadline::seconds(20);
-    let unread_in = |cgroup: &Cgroup| {
-        let _joined = cgroup.join();
-        let pair = Pair::new();
-        warm_up(&instance, &pair);
-        let before = instance.stats();
-        send_all(&pair.client, b"unread", deadline);
-        assert_redirected(&before, &instance.stats(), 6);
-        pair
-    };
-    let read = |pair: &Pair| {
-        let mut got = [0; 6];
-        recv_all(&pair.server, &mut got, deadline);
-        assert_eq!(&got, b"unread");
-    };
-    let [first, second] = [unread_in(&slow), unread_in(&begun)];
+    let [first, second] = [unread_in(&instance, &slow), unread_in(&instance, &begun)];
     thread::scope(|scope| {
         let disabling = scope.spawn(|| take_out(&instance, &slow, &["--timeout", "20s"]).ok());
         Deadline::seconds(10).until("a drain", || draining(&instance)["cgroups"] != json!([]));
@@ -368,11 +359,11 @@ fn what_a_killed_disable_has_begun_is_seen_by_one_that_runs() {
             dir.join(format!("draining-{id}")),
         )
         .expect("rename");
-        read(&first);
+        read_unread(&first, b"unread");
         disabling.join().expect("disable");
     });
     assert_drain(&instance, &[&begun]);
-    read(&second);
+    read_unread(&second, b"unread");
     take_out(&instance, &begun, &[]).ok();
     Probe::new().assert_plain(&second.server, "drained");
     assert_drain(&instance, &[]);
@@ -386,20 +377,8 @@ fn a_nested_cgroup_does_not_leave_with_the_one_above_it() {
     let [above, peers] = ["drain-above", "drain-peers"].map(Cgroup::new);
     let nested = above.nested("nested");
     let instance = Instance::try_enable(&[&above, &nested, &peers], &[]).expect("enable");
-    let options = Options::default();
-    let deadline = Deadline::seconds(20);
-    let listener = {
-        let _joined = nested.join();
-        listen(&options)
-    };
-    let pair = {
-        let _joined = peers.join();
-        Pair::on(&listener, &options)
-    };
-    warm_up(&instance, &pair);
-    let before = instance.stats();
-    send_all(&pair.client, b"unread", deadline);
-    assert_redirected(&before, &instance.stats(), 6);
+    let pair = pair_between(&instance, &peers, &nested);
+    leave_unread(&instance, &pair, b"unread");
 
     assert_eq!(
         take_out(&instance, &peers, &["--timeout", "0"]).code,
@@ -408,9 +387,7 @@ fn a_nested_cgroup_does_not_leave_with_the_one_above_it() {
     let ran = take_out(&instance, &above, &["--now", "--json"]).ok();
     assert_eq!(ran.json()["dropped"], Value::Array(Vec::new()), "{ran:?}");
     assert_drain(&instance, &[&peers]);
-    let mut got = [0; 6];
-    recv_all(&pair.server, &mut got, deadline);
-    assert_eq!(&got, b"unread");
+    read_unread(&pair, b"unread");
     take_out(&instance, &peers, &[]).ok();
     assert_drain(&instance, &[]);
     round_trip(&pair);
@@ -422,15 +399,7 @@ fn a_nested_cgroup_does_not_leave_with_the_one_above_it() {
 fn enable_turns_a_draining_instance_back_on() {
     let [one, two] = ["drain-one", "drain-two"].map(Cgroup::new);
     let instance = Instance::try_enable(&[&one, &two], &[]).expect("enable");
-    let deadline = Deadline::seconds(10);
-    let pair_in = |cgroup: &Cgroup| {
-        let _joined = cgroup.join();
-        let pair = Pair::new();
-        warm_up(&instance, &pair);
-        send_all(&pair.client, b"unread", deadline);
-        pair
-    };
-    let [first, second] = [pair_in(&one), pair_in(&two)];
+    let [first, second] = [&one, &two].map(|cgroup| unread_in(&instance, cgroup));
     assert_eq!(disable(&instance, &["--timeout", "0"]).code, Some(7));
     instance.enable_more(&[&one], &[]).ok();
     let told = draining(&instance);
@@ -442,10 +411,8 @@ fn enable_turns_a_draining_instance_back_on() {
     let wait = format!("wait for it:  sockaccel disable --cgroup {path} --instance {name}   ");
     assert!(status.contains(&wait), "{status}");
 
-    let mut got = [0; 6];
     for pair in [&first, &second] {
-        recv_all(&pair.server, &mut got, deadline);
-        assert_eq!(&got, b"unread");
+        read_unread(pair, b"unread");
     }
     warm_up(&instance, &first);
     {
@@ -477,17 +444,7 @@ fn one_cgroup_of_several() {
     let nested = lasting.nested("nested");
     let instance = Instance::try_enable(&[&lasting, &leaving, &nested], &[]).expect("enable");
     let probe = Probe::new();
-    let pair_in = |client: &Cgroup, server: &Cgroup| {
-        let options = Options::default();
-        let listener = {
-            let _joined = server.join();
-            listen(&options)
-        };
-        let _joined = client.join();
-        let pair = Pair::on(&listener, &options);
-        warm_up(&instance, &pair);
-        pair
-    };
+    let pair_in = |client: &Cgroup, server: &Cgroup| pair_between(&instance, client, server);
     let kept = pair_in(&lasting, &lasting);
     let below = pair_in(&nested, &nested);
     let [gone, across] = [pair_in(&leaving, &leaving), pair_in(&lasting, &leaving)];
