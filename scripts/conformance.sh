@@ -148,12 +148,12 @@ failures() {
 # a run that was out of time only that counts: what came last never came.
 worse() {
 	local suite=$1 mode=$2 round=$3
-	comm -13 <(failures "$suite.plain.$round") <(
+	comm -13 <(failures "$suite.plain.$round") <({
 		failures "$suite.$mode.$round"
 		grep -q '^failed	the suite ran out' "$work/results/$suite.$mode.$round.cases" ||
 			comm -23 <(cut -f2 "$work/results/$suite.plain.$round.cases" | sort -u) \
 				<(cut -f2 "$work/results/$suite.$mode.$round.cases" | sort -u)
-	) | sort -u
+	} | sort -u)
 }
 
 # The explanation of a difference, if there is one.

@@ -1059,6 +1059,47 @@ fn known_differences_name_cases_and_are_those_of_the_manual() {
     assert_eq!(listed, tested);
 }
 
+/// An event loop that once reads with the socket set to block, while signals come in:
+/// as redis does with `repl-diskless-load`.
+fn blocks_later(pair: Pair) -> String {
+    raw::handle_usr1();
+    pair.server.set_nonblocking(false).expect("O_NONBLOCK");
+    let mut link = Link::new(pair, Mode::Blocking);
+    for _ in 0..3 {
+        link.send("hello");
+        link.recv(10);
+    }
+    link.receiving(10, MsgFlags::empty(), |link, receiver| {
+        for _ in 0..5 {
+            let _ = pthread_kill(receiver, Signal::SIGUSR1);
+            thread::sleep(Duration::from_millis(20));
+        }
+        link.send("hello");
+    });
+    link.story
+}
+
+#[test]
+fn a_socket_that_blocks_once_it_is_redirected_differs_as_documented() {
+    let plain = blocks_later(Pair::new());
+    let cgroup = Cgroup::new("blocks-later");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    let before = instance.stats();
+    let accelerated = blocks_later(pair);
+    assert_eq!(instance.stats().delta(&before, "redirected_messages"), 0);
+    assert!(!plain.contains("EAGAIN"), "{plain}");
+    assert!(accelerated.contains("EAGAIN"), "not listed: {accelerated}");
+    let row = "A socket that is set to block once it is redirected";
+    assert!(
+        entries("KNOWN LIMITS")
+            .iter()
+            .any(|entry| entry.starts_with(row))
+    );
+}
+
 /// When the client's first message comes.
 #[derive(Debug, Clone, Copy)]
 enum First {
