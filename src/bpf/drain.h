@@ -212,13 +212,17 @@ static __always_inline bool sa_leaves_asked(const struct sa_sock *st, const stru
 static __always_inline bool sa_out_of_service(struct sa_sock *st, struct sa_conn *conn,
 					      __u32 walk, bool covered, __u64 leaving)
 {
-	if (!covered) {
-		if (conn) {
-			sa_side_leaves(conn, st->side, leaving);
-			__sync_fetch_and_or(&conn->draining, sa_bit(1, st->side));
-		}
-	} else if (!conn || !conn->draining) {
-		return st->drain;
+	if (!conn) {
+		if (covered)
+			return st->drain;
+	} else if (!covered) {
+		sa_side_leaves(conn, st->side, leaving);
+		__sync_fetch_and_or(&conn->draining, sa_bit(1, st->side));
+	} else {
+		/* An enable that was killed may have left it. */
+		__sync_fetch_and_and(&conn->draining, ~sa_bit(1, st->side));
+		if (!conn->draining)
+			return st->drain;
 	}
 	if (!st->drain)
 		st->drain = walk;
@@ -277,8 +281,8 @@ static __always_inline void sa_drain_one(struct bpf_iter__sockmap___sa *ctx, enu
 	asked = sa_leaves_asked(st, conn, leaving);
 	drop = waits != SA_WAITS_NEXT &&
 	       (which == SA_DROP_ALL || (which == SA_DROP_ASKED && asked));
-	if (waits)
-		sa_tell_one(ctx->meta->seq, sk, st, drop ? SA_DROPPED : waits, asked);
+	if (waits && sa_tell_one(ctx->meta->seq, sk, st, drop ? SA_DROPPED : waits, asked))
+		return;
 	if (!waits || drop)
 		sa_take_out(st, conn);
 }

@@ -55,8 +55,11 @@ __noinline __u64 sa_queue_totals(__u64 address)
 	return messages << 48 | (bytes & SA_TOTAL_BYTES);
 }
 
-/* A function of its own: with the record the stack has no room for anything else. */
-static __noinline void sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
+/*
+ * A function of its own: with the record the stack has no room for anything else.
+ * Not 0 where the reader's buffer is full: the socket comes again.
+ */
+static __noinline int sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
 					const struct sa_sock *st, __u32 waits, bool asked)
 {
 	struct sa_dump record = { .waits = waits, .asked = asked };
@@ -75,7 +78,7 @@ static __noinline void sa_tell_one(struct seq_file *seq, const struct sock___sa 
 		record.unread_messages = totals >> 48;
 		record.unread_bytes = totals & SA_TOTAL_BYTES;
 	}
-	bpf_seq_write(seq, &record, sizeof(record));
+	return bpf_seq_write(seq, &record, sizeof(record));
 }
 
 static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)

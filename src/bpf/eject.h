@@ -88,6 +88,12 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	__u32 own, theirs;
 
 	if (st->judged) {
+		if (st->enrolled && !sa_psock((const void *)tp)) {
+			/* The watch has found that its peer blocks after all. */
+			conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+			if (conn && conn->gate & SA_GATE_SHUT)
+				return sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);
+		}
 		sa_on_stream_ack(ops, st, tp, conf);
 		return;
 	}

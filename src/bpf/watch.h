@@ -112,13 +112,19 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 	reads = sa_listener_reads_well(server) ? SA_REASON_NONE : sa_judge_side(server, conf);
 	connects = sa_judge_side(client, conf);
 	if (reads == SA_READER_UNKNOWN || connects == SA_READER_UNKNOWN) {
+		/* It has been there: it is closed. */
+		if (conn->again)
+			return 0;
 		bpf_timer_start(&conn->timer, sa_watch_delay(conn->looks++), 0);
 		return 0;
 	}
 	reason = reads ? reads : connects;
 	if (!reason) {
-		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
-				  SA_READERS_NONBLOCKING);
+		/* Later it may be another's. */
+		if (!conn->again)
+			sa_listener_learn(server->netns_cookie, server->tuple.local_port,
+					  SA_READERS_NONBLOCKING);
+		conn->suspect = 0;
 		if (conn->again < SA_WATCH_AGAIN) {
 			bpf_timer_start(&conn->timer, sa_watch_delay_again(conn->again), 0);
 			conn->again++;

@@ -22,6 +22,9 @@ use crate::sys::bpf;
 /// One to mark, one to close the directions, one to take out.
 const WALKS: u32 = 3;
 
+/// How long to look for cgroups that drain and have nothing to wait for.
+const KEEP: Duration = Duration::from_millis(500);
+
 /// Between two walks that found the same.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -151,7 +154,6 @@ pub fn disable(
         });
     }
     let mut drained = Drained::of(instance.retire(cgroup)?);
-    let mut known = instance.all_cgroups()?;
     let mut walks = 0_u32;
     loop {
         // With the last one goes whatever else there is.
@@ -207,12 +209,8 @@ pub fn disable(
                 place.command("status")
             )));
         }
-        let now = instance.all_cgroups()?;
-        if now != known {
-            // Who changed them may have been killed before the programs knew.
-            instance.reconcile_what_is_there()?;
-            known = now;
-        }
+        // Who changed something meanwhile may have been killed over it.
+        instance.reconcile_what_is_there()?;
     }
 }
 
@@ -248,13 +246,8 @@ struct Found {
 impl Instance {
     /// Enabled or on its way out; any cgroup, where none is named.
     fn has(&self, cgroup: Option<u64>) -> Result<bool> {
-        let (attached, draining) = self.all_cgroups()?;
-        Ok(cgroup.is_none_or(|id| attached.contains(&id) || draining.contains(&id)))
-    }
-
-    /// The enabled ones, and those on their way out.
-    fn all_cgroups(&self) -> Result<(Vec<u64>, Vec<u64>)> {
-        Ok((self.cgroups()?, self.draining()?))
+        let known = [self.cgroups()?, self.draining()?].concat();
+        Ok(cgroup.is_none_or(|id| known.contains(&id)))
     }
 
     /// Enrols nothing more, there or anywhere. The guards stay.
@@ -348,7 +341,12 @@ impl Instance {
                 return self.finish(None).map(drop);
             }
         }
+        // Each takes a walk: what is not come to waits for the next command.
+        let start = Instant::now();
         for id in self.draining()? {
+            if start.elapsed() > KEEP {
+                break;
+            }
             let asked = Some(id);
             if self.walk(Walk::Drain, asked)?.waiting.of(asked).is_empty() {
                 self.finish(asked)?;
