@@ -16,6 +16,8 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -44,6 +46,7 @@ use common::stream::recv_all;
 use common::stream::send_all;
 use common::tagged::Tagged;
 use common::warm::assert_redirected;
+use common::warm::round_trip;
 use common::warm::warm_up;
 
 /// How many of which reason, in the order skipped, ejected.
@@ -668,4 +671,36 @@ fn ulp() {
     println!("MPTCP: {}", stats.0);
     assert!(stats.by_reason("skipped", "ulp") > 0, "{}", stats.0);
     assert_closed(&instance, pair);
+}
+
+/// It has judged its peer by then, and is out of the tables all the same.
+#[test]
+fn both_ends_leave_where_the_client_blocks_late() {
+    let cgroup = Cgroup::new("late");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    // It speaks first, and is acknowledged.
+    send_all(&pair.server, b"hello", Deadline::seconds(10));
+    recv_all(&pair.client, &mut [0; 5], Deadline::seconds(10));
+    thread::sleep(Duration::from_millis(10));
+    pair.client.set_nonblocking(false).expect("O_NONBLOCK");
+    Deadline::seconds(10).until("both ends to be ejected", || {
+        instance.dump("sockhash").is_empty()
+    });
+    for _ in 0..3 {
+        round_trip(&pair);
+    }
+    Deadline::seconds(10).until("an empty table", || {
+        round_trip(&pair);
+        instance.dump("connections").is_empty()
+    });
+    let stats = assert_balanced(&instance);
+    assert_eq!(
+        stats.by_reason("ejected", "blocking_reader"),
+        2,
+        "{}",
+        stats.0
+    );
+    assert_eq!(stats.redirected_bytes(), 0, "{}", stats.0);
 }
