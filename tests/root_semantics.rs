@@ -189,6 +189,17 @@ impl Link {
         let saw = receiver.join().expect("the receiver");
         self.note("recv", &saw);
     }
+
+    /// Waits in a read, gets signals, then a message.
+    fn receiving_signals(&mut self) {
+        self.receiving(10, MsgFlags::empty(), |link, receiver| {
+            for _ in 0..5 {
+                let _ = pthread_kill(receiver, Signal::SIGUSR1);
+                thread::sleep(Duration::from_millis(20));
+            }
+            link.send("hello");
+        });
+    }
 }
 
 fn sleeps_in_a_call(tid: i32) -> bool {
@@ -378,13 +389,7 @@ const CASES: &[Case] = &[
         raw::handle_usr1();
         l.send("first");
         l.recv(10);
-        l.receiving(10, MsgFlags::empty(), |l, receiver| {
-            for _ in 0..5 {
-                let _ = pthread_kill(receiver, Signal::SIGUSR1);
-                thread::sleep(Duration::from_millis(20));
-            }
-            l.send("hello");
-        });
+        l.receiving_signals();
     }),
     case("a send frees buffer space while in recv", |l| {
         l.send("first");
@@ -1069,13 +1074,7 @@ fn blocks_later(pair: Pair) -> String {
         link.send("hello");
         link.recv(10);
     }
-    link.receiving(10, MsgFlags::empty(), |link, receiver| {
-        for _ in 0..5 {
-            let _ = pthread_kill(receiver, Signal::SIGUSR1);
-            thread::sleep(Duration::from_millis(20));
-        }
-        link.send("hello");
-    });
+    link.receiving_signals();
     link.story
 }
 
@@ -1138,13 +1137,7 @@ fn only_receives(listener: &TcpListener, first: First, settled: &dyn Fn()) -> St
         link.recv(10);
     }
     for _ in 0..3 {
-        link.receiving(10, MsgFlags::empty(), |link, receiver| {
-            for _ in 0..5 {
-                let _ = pthread_kill(receiver, Signal::SIGUSR1);
-                thread::sleep(Duration::from_millis(20));
-            }
-            say(link);
-        });
+        link.receiving_signals();
     }
     link.story
 }
@@ -1232,13 +1225,7 @@ fn connects_with_a_timeout(
         link.recv(10);
     }
     for _ in 0..3 {
-        link.receiving(10, MsgFlags::empty(), |link, receiver| {
-            for _ in 0..5 {
-                let _ = pthread_kill(receiver, Signal::SIGUSR1);
-                thread::sleep(Duration::from_millis(20));
-            }
-            link.send("hello");
-        });
+        link.receiving_signals();
     }
     link.story
 }
