@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::fs::File;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -44,6 +45,8 @@ use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
 use nix::errno::Errno;
+use nix::fcntl::Flock;
+use nix::fcntl::FlockArg;
 use nix::libc;
 use serde_json::Value;
 use serde_json::json;
@@ -354,11 +357,12 @@ fn what_a_killed_disable_has_begun_is_seen_by_one_that_runs() {
         Deadline::seconds(10).until("a drain", || draining(&instance)["cgroups"] != json!([]));
         let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
         let id = fs::metadata(begun.path()).expect("a cgroup").ino();
-        fs::rename(
-            dir.join(format!("cgroup-{id}")),
-            dir.join(format!("draining-{id}")),
-        )
-        .expect("rename");
+        let from = dir.join(format!("cgroup-{id}"));
+        {
+            let base = File::open("/sys/fs/bpf/sockaccel").expect("the base directory");
+            let _lock = Flock::lock(base, FlockArg::LockExclusive).expect("flock");
+            fs::rename(from, dir.join(format!("draining-{id}"))).expect("rename");
+        }
         read_unread(&first, b"unread");
         disabling.join().expect("disable");
     });
