@@ -101,6 +101,17 @@ fn read_unread(pair: &Pair, bytes: &[u8]) {
     assert_eq!(got, bytes);
 }
 
+/// The unread bytes of each socket that `disable` says it dropped, the least first.
+fn dropped_unread(told: &Value) -> Vec<u64> {
+    let sockets = told["dropped"].as_array().expect("an array").iter();
+    let mut unread: Vec<u64> = sockets
+        .filter_map(|socket| socket["unread_bytes"].as_u64())
+        .filter(|bytes| *bytes > 0)
+        .collect();
+    unread.sort_unstable();
+    unread
+}
+
 /// These cgroups are on their way out, and no others.
 fn assert_drain(instance: &Instance, cgroups: &[&Cgroup]) {
     let told = draining(instance);
@@ -229,14 +240,7 @@ fn now_drops_what_is_unread_and_says_so() {
     disable(&instance, &["--cgroup", &path, "--now"]).ok();
     let ran = disable(&instance, &["--now", "--json"]).ok();
     let told = ran.json();
-    let unread: Vec<u64> = told["dropped"]
-        .as_array()
-        .expect("an array")
-        .iter()
-        .filter_map(|socket| socket["unread_bytes"].as_u64())
-        .filter(|bytes| *bytes > 0)
-        .collect();
-    assert_eq!(unread, [4], "{told}");
+    assert_eq!(dropped_unread(&told), [4], "{told}");
     assert!(ran.stderr.contains("dropped 4 bytes unread"), "{ran:?}");
     let probe = Probe::new();
     probe.assert_plain(&pair.client, "client");
@@ -279,15 +283,7 @@ fn one_cgroup_leaves_while_another_waits() {
     assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
     let ran = take_out(&drops, &["--now", "--json"]).ok();
     let told = ran.json();
-    let mut unread: Vec<u64> = told["dropped"]
-        .as_array()
-        .expect("an array")
-        .iter()
-        .filter_map(|socket| socket["unread_bytes"].as_u64())
-        .filter(|bytes| *bytes > 0)
-        .collect();
-    unread.sort_unstable();
-    assert_eq!(unread, [1, 2, 3], "{told}");
+    assert_eq!(dropped_unread(&told), [1, 2, 3], "{told}");
     drains(&[&waits]);
     assert_eq!(take_out(&waits, &["--timeout", "0"]).code, Some(7));
 

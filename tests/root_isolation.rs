@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::collections::VecDeque;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
@@ -767,11 +766,11 @@ fn lone_connections_that_close_as_they_are_given_up() {
             let mut rng = rng.fork();
             let options = &options;
             scope.spawn(move || {
-                let mut open = VecDeque::new();
+                let mut open = Vec::new();
                 for _ in 0..CONNECTIONS {
                     let pair = Pair::on(remote, options);
                     let lives = 985_000 + rng.between(0, 17_000) as u64;
-                    open.push_back((Instant::now() + Duration::from_micros(lives), pair));
+                    open.push((Instant::now() + Duration::from_micros(lives), pair));
                 }
                 for (ends, pair) in open {
                     // Awake: a sleep ends where another timer has just run.

@@ -3,9 +3,9 @@
  * Looking again, by a timer, where the ACK that would show something may never
  * come. At a socket that nobody has met, once: its peer is remote. At the one that
  * connected: it may have done so with a time limit, and block from then on; that comes
- * at once, or late where its thread has to wait for a processor. And at an accepted one that was enrolled before accept(2), until that: how it reads
- * shows only then. Of the first children of a listener; after that their siblings
- * speak.
+ * at once, or late where its thread has to wait for a processor. And at an accepted one
+ * that was enrolled before accept(2), until that: how it reads shows only then. Of the
+ * first children of a listener; after that their siblings speak.
  */
 #ifndef SA_WATCH_H
 #define SA_WATCH_H
