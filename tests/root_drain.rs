@@ -248,6 +248,29 @@ fn now_drops_what_is_unread_and_says_so() {
     round_trip(&pair);
 }
 
+/// Also where it is more than one read of a walk has room for.
+#[test]
+fn now_says_so_of_each_socket() {
+    let cgroup = Cgroup::new("drain-each");
+    let instance = Instance::enable(&cgroup, &[]);
+    let unread = vec![0; 200];
+    let sizes = 1..=unread.len();
+    let pairs: Vec<Pair> = sizes
+        .clone()
+        .map(|size| {
+            let pair = pair_between(&instance, &cgroup, &cgroup);
+            leave_unread(&instance, &pair, &unread[..size]);
+            pair
+        })
+        .collect();
+    let told = disable(&instance, &["--now", "--json"]).ok().json();
+    let sizes: Vec<u64> = sizes.map(|size| size as u64).collect();
+    assert_eq!(dropped_unread(&told), sizes);
+    for pair in &pairs {
+        round_trip(pair);
+    }
+}
+
 /// What a cgroup on its way out waits for keeps no other one, and is not dropped with it.
 #[test]
 fn one_cgroup_leaves_while_another_waits() {

@@ -20,19 +20,24 @@
 /* Deepest cgroup that is looked for: INT_MAX is the kernel's default limit. */
 #define SA_CGROUP_DEPTH 64
 
+static __always_inline const struct cgroup___sa *sa_cgroup_above(const struct cgroup___sa *cgroup)
+{
+	const struct cgroup_subsys_state___sa *parent = cgroup->self.parent;
+
+	return parent ? parent->cgroup : NULL;
+}
+
 /* Is the socket in an enabled cgroup, or below one? */
 static __always_inline bool sa_covered(const struct sock___sa *sk)
 {
 	const struct cgroup___sa *cgroup = sk->sk_cgrp_data.cgroup;
 
 	for (int depth = 0; cgroup && depth < SA_CGROUP_DEPTH; depth++) {
-		const struct cgroup_subsys_state___sa *parent;
 		__u64 id = cgroup->kn->id;
 
 		if (bpf_map_lookup_elem(&sa_cgroups, &id))
 			return true;
-		parent = cgroup->self.parent;
-		cgroup = parent ? parent->cgroup : NULL;
+		cgroup = sa_cgroup_above(cgroup);
 	}
 	return false;
 }
@@ -55,15 +60,13 @@ static __always_inline __u64 sa_leaves_with(const struct sock___sa *sk)
 	__u64 nearest = 0;
 
 	for (int depth = 0; cgroup && depth < SA_CGROUP_DEPTH; depth++) {
-		const struct cgroup_subsys_state___sa *parent;
 		__u64 id = cgroup->kn->id;
 
 		if (sa_is_asked(id))
 			return id;
 		if (!nearest && bpf_map_lookup_elem(&sa_leaving, &id))
 			nearest = id;
-		parent = cgroup->self.parent;
-		cgroup = parent ? parent->cgroup : NULL;
+		cgroup = sa_cgroup_above(cgroup);
 	}
 	return nearest;
 }
