@@ -11,6 +11,7 @@ mod common;
 
 use std::fs::File;
 use std::io;
+use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
@@ -507,6 +508,22 @@ fn timestamping() {
             | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
         socket::setsockopt(fd, sockopt::Timestamping, &flags).expect("SO_TIMESTAMPING");
     });
+}
+
+/// What one end has shut is no option. Linux 6.1 has it next to some of them.
+#[test]
+fn a_half_closed_connection_has_no_option() {
+    let cgroup = Cgroup::new("half-closed");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    pair.server.shutdown(Shutdown::Write).expect("shutdown");
+    let deadline = Deadline::seconds(20);
+    for _ in 0..20 {
+        send_all(&pair.client, b"request", deadline);
+        recv_all(&pair.server, &mut [0; 7], deadline);
+    }
+    assert_told(&instance, (&[], &[]));
 }
 
 #[test]

@@ -272,7 +272,10 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 						 bpf_core_type_id_kernel(struct type)) :           \
 				 (void *)(addr)))
 
-/* A field of what sa_cast() gave; before 6.2 a helper reads it. */
+/*
+ * A field of what sa_cast() gave; before 6.2 a helper reads it, in the size that is
+ * declared here. sa_load_bits() reads it in the size that the kernel has.
+ */
 #define sa_load(obj, field) \
 	(bpf_ksym_exists(bpf_rdonly_cast) ? (obj)->field : BPF_CORE_READ(obj, field))
 #define sa_load_bits(obj, field)                                            \

@@ -32,7 +32,8 @@ static __always_inline __u32 sa_options(const struct tcp_sock___sa *tp)
 		return SA_REASON_ZEROCOPY;
 	if (sa_load(sk, sk_peek_off) >= 0)
 		return SA_REASON_PEEK_OFF;
-	if (sa_load(sk, sk_tsflags) ||
+	/* In 6.1 16 bits wide, with sk_shutdown behind them. */
+	if (sa_load_bits(sk, sk_tsflags) ||
 	    sa_sock_flag(sk, bpf_core_enum_value(enum sock_flags___sa, SOCK_RCVTSTAMP___sa)))
 		return SA_REASON_TIMESTAMPING;
 	if (sa_load(sk, sk_max_pacing_rate) != ~0UL)
