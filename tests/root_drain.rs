@@ -783,6 +783,28 @@ fn a_socket_connected_again_while_it_drains_sees_nothing_old() {
 
 /// Namespaces and cgroups may go while connections live in them.
 #[test]
+fn a_draining_cgroup_that_was_removed_ends_with_the_next_enable() {
+    let [removed, lasting] = ["drain-removed", "drain-lasting"].map(Cgroup::new);
+    let instance = Instance::try_enable(&[&removed, &lasting], &[]).expect("enable");
+    let pair = unread_in(&instance, &removed);
+    assert_eq!(
+        take_out(&instance, &removed, &["--timeout", "0"]).code,
+        Some(7)
+    );
+    drop(removed);
+    let enable_again = || drop(instance.enable_more(&[&lasting], &[]).ok());
+    enable_again();
+    let hint = "It ends with the next enable or disable, once all is read or closed";
+    let told = instance.run(&["status"]).ok().stdout;
+    assert!(told.contains(hint), "{told}");
+    read_unread(&pair, b"unread");
+    enable_again();
+    assert_drain(&instance, &[]);
+    Probe::new().assert_plain(&pair.server, "removed");
+    round_trip(&pair);
+}
+
+#[test]
 fn what_is_around_a_connection_may_be_gone() {
     let [cgroup, other] = ["drain-gone", "drain-other"].map(Cgroup::new);
     let instance = Instance::try_enable(&[&cgroup, &other], &[]).expect("enable");

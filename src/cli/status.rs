@@ -109,8 +109,12 @@ impl Draining {
         let mut lines = Vec::new();
         for cgroup in &self.cgroups {
             lines.push(format!("draining: cgroup {cgroup}"));
-            if let Some(path) = cgroup.path.as_deref().filter(|_| !ends) {
-                lines.push(remedy(&format!(" --cgroup {}", quoted(path))));
+            match &cgroup.path {
+                _ if ends => {}
+                Some(path) => lines.push(remedy(&format!(" --cgroup {}", quoted(path)))),
+                None => lines.push(
+                    "  It ends with the next enable or disable, once all is read or closed".into(),
+                ),
             }
         }
         let shown = self.sockets.iter().take(TOP);
