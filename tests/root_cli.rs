@@ -5,6 +5,7 @@ mod common;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::io::pipe;
 use std::os::unix::process::CommandExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -1266,7 +1267,11 @@ fn an_instance_with_missing_pins_can_be_disabled() {
         "sa_stats",
     ] {
         world.enable(&cgroup, "").ok();
-        fs::remove_file(dir.join(pin)).unwrap_or_else(|e| panic!("{pin}: {e}"));
+        match fs::remove_file(dir.join(pin)) {
+            // Before Linux 6.10 nothing links to a map.
+            Err(e) if e.kind() == ErrorKind::NotFound && pin == "link-skmsg" => {}
+            removed => removed.unwrap_or_else(|e| panic!("{pin}: {e}")),
+        }
         world.sh("disable").ok();
         world.assert_empty(pin);
         assert_eq!(attached_to(cgroup.path()), NONE, "{pin}");
