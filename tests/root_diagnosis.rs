@@ -20,6 +20,7 @@ use common::cgroup::Cgroup;
 use common::cgroup::mount;
 use common::deadline::Deadline;
 use common::deadline::PATIENCE;
+use common::instance::Instance;
 use common::instance::Ran;
 use common::instance::sockaccel;
 use common::netns::Netns;
@@ -210,6 +211,12 @@ fn what_redirected_bytes_do_not_meet_is_told() {
         row(&after, "cgroup_skb")["object"],
         nested.path().to_str().expect("a path")
     );
+    // An instance is another tool to the next one.
+    let _instance = Instance::enable(&bare, &[]);
+    let beside = look(&cgroup);
+    assert_eq!(result(&beside, "other_sk_msg"), "differs", "{beside:#}");
+    let text = found(&beside, "other_sk_msg");
+    assert!(text.contains("named sa_verdict"), "{text}");
 }
 
 #[test]

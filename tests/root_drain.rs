@@ -5,6 +5,8 @@ mod common;
 
 use std::fs;
 use std::fs::File;
+use std::io::BufRead as _;
+use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -220,6 +222,25 @@ fn what_is_unread_is_waited_for_and_told() {
     probe.assert_plain(&pair.server, "server");
     assert_eq!(instance.run(&["status"]).code, Some(4));
     assert_gone(&ids, "drained at last");
+}
+
+/// Whoever waits sees for what.
+#[test]
+fn a_long_drain_says_what_is_left() {
+    let cgroup = Cgroup::new("drain-long");
+    let instance = Instance::enable(&cgroup, &[]);
+    let pair = unread_in(&instance, &cgroup);
+    let mut disable = Process::start(
+        Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+            .args(["disable", "--timeout", "60s", "--instance", instance.name()])
+            .stderr(Stdio::piped()),
+    );
+    let mut lines = BufReader::new(disable.0.stderr.take().expect("piped")).lines();
+    let said = lines.next().expect("a line").expect("read");
+    assert!(said.contains("draining: 2 sockets left"), "{said}");
+    assert!(said.contains("6 bytes unread"), "{said}");
+    read_unread(&pair, b"unread");
+    assert!(disable.ended(Deadline::seconds(30)).success());
 }
 
 #[test]
