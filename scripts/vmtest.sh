@@ -424,9 +424,20 @@ report() {
 	return $bad
 }
 
+# How many results are of a commit that has this one.
+results_since() {
+	local number commit all=0
+	while read -r number commit; do
+		if git merge-base --is-ancestor "$2" "$commit"; then all=$((all + number)); fi
+	done < <(awk '{ print $3 }' "$cache/results-$1" | sort | uniq -c)
+	echo "$all"
+}
+
 # The table of docs/kernels.md: a row for each file of tests, with how many of its
-# tests passed.
+# tests passed, and how many of all results the present data path has.
 table() {
+	local kernel data_path
+	data_path=$(git log -1 --format=%h -- src/bpf)
 	printf '| tests |'
 	for kernel in 6.1 6.12; do printf ' %s (%s) |' "$kernel" "$(cat "$cache/version-$kernel")"; done
 	printf '\n|---|---|---|\n'
@@ -444,6 +455,11 @@ table() {
 			for (i = 1; i <= n; i++)
 				printf "| %s | %s | %s |\n", order[i], cell(order[i], ARGV[1]), cell(order[i], ARGV[2])
 		}' "$cache/results-6.1" "$cache/results-6.12"
+	printf '| all of these, of any age |'
+	for kernel in 6.1 6.12; do printf ' %s |' "$(wc -l <"$cache/results-$kernel")"; done
+	printf '\n| since %s, the last change of `src/bpf` |' "$data_path"
+	for kernel in 6.1 6.12; do printf ' %s |' "$(results_since "$kernel" "$data_path")"; done
+	printf '\n'
 }
 # That of the manual: a row for each kernel, with its root tests.
 manual_table() {
