@@ -86,10 +86,10 @@ fn numbers(btf: &Btf<'_>, of: &Composite<'_>, into: &mut BTreeMap<String, usize>
             if name.is_empty() {
                 numbers(btf, &inner, into);
             }
-        } else if let Ok(int) = Int::try_from(ty) {
-            if whole {
-                into.insert(name.into_owned(), int.size());
-            }
+        } else if let Ok(int) = Int::try_from(ty)
+            && whole
+        {
+            into.insert(name.into_owned(), int.size());
         }
     }
 }
