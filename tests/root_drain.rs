@@ -273,17 +273,20 @@ fn now_drops_what_is_unread_and_says_so() {
 #[test]
 fn now_says_so_of_each_socket() {
     let cgroup = Cgroup::new("drain-each");
-    let instance = Instance::enable(&cgroup, &[]);
+    let instance = Instance::enable(&cgroup, &["--admission", "all"]);
+    let _joined = cgroup.join();
+    let pairs: Vec<Pair> = std::iter::repeat_with(Pair::new).take(200).collect();
+    for pair in &pairs {
+        (0..3).for_each(|_| round_trip(pair));
+    }
     let unread = [0; 200];
     let sizes = 1..=unread.len();
-    let pairs: Vec<Pair> = sizes
-        .clone()
-        .map(|size| {
-            let pair = pair_between(&instance, &cgroup, &cgroup);
-            leave_unread(&instance, &pair, &unread[..size]);
-            pair
-        })
-        .collect();
+    let before = instance.stats();
+    for (pair, size) in pairs.iter().zip(sizes.clone()) {
+        send_all(&pair.client, &unread[..size], Deadline::seconds(20));
+    }
+    let sum = sizes.clone().sum::<usize>() as u64;
+    assert_redirected(&before, &instance.stats(), sum);
     let told = disable(&instance, &["--now", "--json"]).ok().json();
     let sizes: Vec<u64> = sizes.map(|size| size as u64).collect();
     assert_eq!(dropped_unread(&told), sizes);
