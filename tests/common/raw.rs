@@ -68,10 +68,19 @@ pub fn tcp_state(fd: impl AsFd) -> u8 {
 
 /// FIONREAD.
 pub fn waiting(fd: impl AsFd) -> i32 {
+    count(fd, libc::FIONREAD)
+}
+
+/// Bytes that the peer has not acknowledged.
+pub fn unacknowledged(fd: impl AsFd) -> i32 {
+    count(fd, libc::TIOCOUTQ)
+}
+
+fn count(fd: impl AsFd, request: libc::Ioctl) -> i32 {
     let mut count = 0;
-    // SAFETY: FIONREAD writes one int.
-    let ret = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
-    Errno::result(ret).expect("FIONREAD");
+    // SAFETY: both requests write one int.
+    let ret = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw mut count) };
+    Errno::result(ret).expect("a count");
     count
 }
 
