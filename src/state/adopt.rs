@@ -220,17 +220,7 @@ impl Adoptions<'_> {
         for pair in pairs {
             let mut why = [None; 2];
             for (why, socket) in why.iter_mut().zip(&pair) {
-                let adoption = self.get(socket)?;
-                if adoption.error != 0 {
-                    return Err(no_callbacks(adoption.error));
-                }
-                if adoption.reason != 0 || !through(&adoption) {
-                    *why = Some(match adoption.reason {
-                        // It was closed meanwhile.
-                        0 => NO_LOCAL_PEER,
-                        reason => reason,
-                    });
-                }
+                *why = why_left(&self.get(socket)?, &through)?;
             }
             if why == [None; 2] {
                 fit.push(pair);
@@ -245,9 +235,20 @@ impl Adoptions<'_> {
     }
 }
 
+/// Why a socket is left, if it is.
+fn why_left(adoption: &Adoption, through: impl Fn(&Adoption) -> bool) -> Result<Option<u32>> {
+    match (adoption.error, adoption.reason) {
+        (0, 0) if through(adoption) => Ok(None),
+        // It was closed meanwhile.
+        (0, 0) => Ok(Some(NO_LOCAL_PEER)),
+        (0, reason) => Ok(Some(reason)),
+        (error, _) => Err(no_callbacks(error)),
+    }
+}
+
 /// Nothing was changed: the first socket was asked before it was enrolled.
 fn no_callbacks(error: i32) -> Error {
-    let error = io::Error::from_raw_os_error(-error);
+    let error = io::Error::from_raw_os_error(error.saturating_neg());
     Error::Refused(format!(
         "the kernel does not let connections that exist already be watched ({error})\n  \
          It needs bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS), of Linux 6.12. New connections are accelerated without it."
@@ -389,6 +390,24 @@ fn stuck() -> Error {
          Connections that were not adopted stay on the stack. When that process goes on or has ended, adopt again.",
         PATIENCE.as_secs()
     ))
+}
+
+/// The bytes as what each walk wrote.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) -> Adopted {
+    let places = records::<layout::Place>(bytes).count();
+    assert_eq!(places, bytes.len() / size_of::<layout::Place>());
+    for adoption in records::<Adoption>(bytes) {
+        let _ = why_left(&adoption, |judged| judged.st.cookie != 0);
+    }
+    let candidates: Vec<Candidate> = records(bytes).collect();
+    let (connections, left) = meet(&candidates);
+    assert_eq!(2 * connections.len() + left.len(), candidates.len());
+    Adopted {
+        connections,
+        left,
+        hidden: 0,
+    }
 }
 
 #[cfg(test)]
