@@ -463,6 +463,18 @@ mod tests {
         }
     }
 
+    /// With one that is refused the fuzzer would begin at nothing.
+    #[test]
+    fn the_fuzzer_begins_with_a_file_that_says_all() {
+        let spec = parse(include_str!("../fuzz/seeds/spec/all.toml")).expect("a file");
+        let said = |spec: &Spec| toml::Table::try_from(spec).expect("a table");
+        let default = parse("cgroups = []").expect("a file");
+        for (name, value) in said(&spec) {
+            assert_ne!(said(&default).get(&name), Some(&value), "{name}");
+        }
+        assert_eq!(said(&spec).len(), 17);
+    }
+
     #[test]
     fn entries_must_agree() {
         let rule = "[[policy]]\nendpoint = \"10.0.0.7\"\ndirection = \"egress\"\nidentity = \"any\"\nverdict = ";

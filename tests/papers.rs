@@ -22,6 +22,7 @@ use sockaccel::outcome::WHYS;
 
 const MANUAL: &str = include_str!("../man/sockaccel.8");
 const README: &str = include_str!("../README.md");
+const SECURITY: &str = include_str!("../docs/security.md");
 
 type Words = BTreeSet<String>;
 
@@ -101,6 +102,11 @@ fn commands_are_those_of_the_manual() {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let row = format!("| `{}", sub.get_name());
         assert!(README.contains(&row), "README: no row {row}");
+        // What it needs is told in the table of capabilities.
+        let name = format!("`{}`", sub.get_name());
+        let mut rows = SECURITY.lines().filter(|line| line.starts_with("| `"));
+        let told = rows.any(|row| row.split(" | ").next().is_some_and(|of| of.contains(&name)));
+        assert!(told, "docs/security.md: no row of {name}");
     }
 }
 

@@ -15,13 +15,17 @@ use nix::mount::MntFlags;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 use nix::mount::umount2;
+use serde_json::Value;
 
 use common::cgroup::Cgroup;
+use common::deadline::Deadline;
 use common::instance::Instance;
 use common::instance::Ran;
 use common::instance::sockaccel;
+use common::other_program::attached_to;
 use common::pair::Pair;
 use common::privileges::sockaccel_with;
+use common::privileges::without_bpf;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
@@ -50,11 +54,18 @@ mount -t cgroup2 none /sys/fs/cgroup
 exec \"$@\"
 ";
 
-/// Runs the ignored test of this name inside of a new container.
-fn run_inside(test: &str) {
+/// An open /proc of the outside.
+const OUTSIDE_PROC: i32 = 9;
+
+/// Runs the ignored test of this name inside of a new container, which has ended
+/// then; its cgroup.
+fn run_inside(test: &str) -> Cgroup {
     let cgroup = Cgroup::new("container");
     let output = Command::new("sh")
-        .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
+        .arg("-c")
+        .arg(format!(
+            "exec {OUTSIDE_PROC}</proc; echo $$ >\"$0/cgroup.procs\" && exec \"$@\""
+        ))
         .arg(cgroup.path())
         .args(["unshare", "--mount", "--pid", "--fork", "--kill-child"])
         .args(["--cgroup", "--net", "--mount-proc"])
@@ -68,6 +79,16 @@ fn run_inside(test: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{errors}");
     assert!(said.contains("1 passed"), "{said}\n{errors}");
+    cgroup
+}
+
+/// The number that a process of the outside has in its own pid namespace.
+fn number_inside(pid: &Value) -> u32 {
+    let status = format!("/proc/self/fd/{OUTSIDE_PROC}/{pid}/status");
+    let status = fs::read_to_string(&status).unwrap_or_else(|e| panic!("{status}: {e}"));
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let last = numbers.and_then(|numbers| numbers.split_whitespace().last());
+    last.and_then(|last| last.parse().ok()).expect("a number")
 }
 
 fn mounted(kind: &str, at: &str, flags: MsFlags) {
@@ -109,9 +130,14 @@ fn inside_with_a_bpffs() {
         let _joined = cgroup.join();
         let pair = Pair::new();
         warm_up(&instance, &pair);
-        assert_eq!(instance.dump("sockhash").len(), 2);
+        let rows = instance.dump("sockhash");
+        assert_eq!(rows.len(), 2);
         // A process has another number outside.
         let own = std::process::id().to_string();
+        for row in &rows {
+            assert_ne!(row["pid"].to_string(), own);
+            assert_eq!(number_inside(&row["pid"]), std::process::id());
+        }
         let explain = ["explain", "--pid", &own, "--json"];
         let told = instance.run(&explain).ok().json();
         assert_eq!(
@@ -173,6 +199,43 @@ fn inside_with_four_capabilities() {
 }
 
 #[test]
+fn nothing_is_left_of_an_instance_on_a_bpffs_of_its_own() {
+    let cgroup = run_inside("inside_leaving_an_instance");
+    Deadline::seconds(60).until("no program on the cgroup", || {
+        attached_to(cgroup.path()).iter().all(Vec::is_empty)
+    });
+}
+
+#[test]
+#[ignore = "run by nothing_is_left_of_an_instance_on_a_bpffs_of_its_own"]
+fn inside_leaving_an_instance() {
+    mounted("bpf", BPFFS, MsFlags::empty());
+    // This cgroup outlives the container.
+    enable(None, Path::new(CGROUPS), &[]).ok();
+    let [sock_ops, setsockopt] = attached_to(Path::new(CGROUPS));
+    assert!(!sock_ops.is_empty() && !setsockopt.is_empty());
+}
+
+#[test]
+fn a_seccomp_filter_that_forbids_bpf_is_named() {
+    run_inside("inside_without_bpf");
+}
+
+#[test]
+#[ignore = "run by a_seccomp_filter_that_forbids_bpf_is_named"]
+fn inside_without_bpf() {
+    mounted("bpf", BPFFS, MsFlags::empty());
+    mounted("tracefs", TRACEFS, MsFlags::empty());
+    let refused = without_bpf(|| enable(None, Path::new(CGROUPS), &[]));
+    let text = "the kernel forbids this process to create a BPF map";
+    assert_fails(
+        &refused,
+        6,
+        &[text, "a seccomp filter", "Nothing was changed."],
+    );
+}
+
+#[test]
 fn without_a_bpffs_it_is_mounted_or_the_error_says_how() {
     run_inside("inside_without_a_bpffs");
 }
@@ -221,8 +284,17 @@ fn inside_looking_for_cgroups() {
         "outside of the container",
     ];
     assert_fails(&refused, 1, &texts);
-    // The top of what it sees is its own, and can be named.
+    // The top of what it sees is its own, and can be named. Nothing is written there.
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    let none = None::<&str>;
+    mount(none, CGROUPS, none, read_only, none).expect("a read-only mount");
     enable(None, Path::new(CGROUPS), &[]).ok();
+    let run = sockaccel(&["run", "--allow", "fionread,known-bad-kernel", "--", "true"]);
+    assert_fails(
+        &run,
+        125,
+        &["cannot create cgroup", "Read-only file system"],
+    );
     sockaccel(&["disable"]).ok();
 
     umount2(CGROUPS, MntFlags::empty()).expect("umount");

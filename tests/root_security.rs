@@ -44,6 +44,7 @@ use common::forge::RawTcp;
 use common::forge::SYN;
 use common::forge::Segment;
 use common::instance::Instance;
+use common::instance::Ran;
 use common::netns::Netns;
 use common::pair::Options;
 use common::pair::Pair;
@@ -106,10 +107,15 @@ const ENABLE_AND_MOUNT: [Capability; 3] = [
     Capability::CAP_SYSLOG,
 ];
 
-/// Commands that need none, in an order in which each works.
+/// Commands that need none, in an order in which each works. FILE is an empty file of
+/// `apply`; that `top` is one of them is shown by `tests/root_top.rs`.
 const NONE: &[&str] = &[
     "status",
     "stats",
+    "assert --skipped >=0",
+    "events --duration 0.1",
+    "export",
+    "upgrade",
     "dump sockhash",
     "dump connections",
     "dump endpoints",
@@ -133,8 +139,16 @@ const NONE: &[&str] = &[
     "service del 10.0.0.9:80",
     "identity del 10.0.1.0/24",
     "endpoint del 10.0.0.1",
+    "apply -f FILE --dry-run",
     "disable",
+    "apply -f FILE",
 ];
+
+/// There is such a row.
+fn documented(commands: &str, capabilities: &str) {
+    let row = format!("| {commands} | {capabilities}");
+    assert!(SECURITY.contains(&row), "no row {row}");
+}
 
 fn names(held: &[Capability]) -> String {
     let names: Vec<String> = held.iter().map(ToString::to_string).collect();
@@ -148,8 +162,9 @@ fn each_command_needs_what_is_documented_and_no_more() {
     let allow = "--allow fionread,known-bad-kernel";
     let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
     let enable = bpffs.args(&enable);
-    let row = format!("| `enable` | {} |", names(&ENABLE));
-    assert!(SECURITY.contains(&row), "no row {row}");
+    let file = bpffs.dir().join("nothing.toml");
+    fs::write(&file, "cgroups = []").expect("a file");
+    documented("`enable`, `upgrade`, `run`", &names(&ENABLE));
     with_tracefs(|| {
         for held in [&ENABLE[..], &ENABLE_AND_MOUNT] {
             for missing in held {
@@ -176,19 +191,147 @@ fn each_command_needs_what_is_documented_and_no_more() {
             sockaccel_with(held, &enable).ok();
             assert_accelerates(&cgroup, &bpffs);
             for words in NONE {
-                let ran = sockaccel_with(&[], &bpffs.args(words));
+                let words = words.replace("FILE", file.to_str().expect("a path"));
+                let ran = sockaccel_with(&[], &bpffs.args(&words));
                 assert_eq!(ran.code, Some(0), "{words}: {}", ran.stderr);
             }
         }
     });
+    let row = SECURITY.lines().find(|line| line.contains(" | none: "));
+    let row = row.expect("a row of those that need none");
     for words in NONE {
         let command = words.split(' ').next().expect("a word");
-        assert!(SECURITY.contains(&format!("`{command}`")), "no {command}");
+        let elsewhere = ["apply", "upgrade"].contains(&command);
+        assert!(
+            elsewhere || row.contains(&format!("`{command}`")),
+            "no {command}"
+        );
+    }
+}
+
+/// Without each of these it fails with this status, and names it; with all it works.
+fn assert_needs(needed: &[Capability], status: i32, run: impl Fn(&[Capability]) -> Ran) {
+    for missing in needed {
+        if *missing == Capability::CAP_SYSLOG && !hides_addresses() {
+            continue;
+        }
+        let others: Vec<Capability> = needed.iter().copied().filter(|c| c != missing).collect();
+        let ran = run(&others);
+        assert_eq!(ran.code, Some(status), "without {missing}: {ran:?}");
+        assert!(ran.stderr.contains(&missing.to_string()), "{ran:?}");
+    }
+    run(needed).ok();
+}
+
+#[test]
+fn upgrade_apply_and_run_need_what_is_documented_and_no_more() {
+    let bpffs = mounted();
+    let cgroup = Cgroup::new("least");
+    let more = cgroup.nested("more");
+    let path = |cgroup: &Cgroup| cgroup.path().display().to_string();
+    let allow = "--allow fionread,known-bad-kernel";
+    documented(
+        "`apply`",
+        "as `enable` where a cgroup is added or another risk accepted, else none",
+    );
+    with_tracefs(|| {
+        let enable = format!("enable {allow} --cgroup {}", path(&cgroup));
+        bpffs.sh(&enable).ok();
+        let upgrade = bpffs.args("upgrade --again");
+        assert_needs(&ENABLE, 6, |held| sockaccel_with(held, &upgrade));
+        assert_accelerates(&cgroup, &bpffs);
+
+        let export = bpffs.sh("export").ok().stdout;
+        let own = format!("{:?}", path(&cgroup));
+        let file = bpffs.dir().join("wanted.toml");
+        let apply = bpffs.args(&format!("apply -f {}", file.display()));
+        fs::write(&file, export.replace("stream_limit = ", "stream_limit = 1")).expect("a file");
+        let changed = sockaccel_with(&[], &apply).ok().stdout;
+        assert!(changed.contains("+ stream-limit 1"), "{changed}");
+        let both = format!("{own}, {:?}", path(&more));
+        fs::write(&file, export.replace(&own, &both)).expect("a file");
+        assert_needs(&ENABLE, 6, |held| sockaccel_with(held, &apply));
+        assert_accelerates(&more, &bpffs);
+
+        // In a cgroup with a directory that root may write to.
+        let run = format!("run {allow} --bpffs {} -- true", bpffs.path().display());
+        let run: Vec<&str> = run.split(' ').collect();
+        let joined = cgroup.join();
+        assert_needs(&ENABLE, 125, |held| sockaccel_with(held, &run));
+        // And as that of the root cgroup is.
+        fs::set_permissions(cgroup.path(), fs::Permissions::from_mode(0o555)).expect("chmod");
+        let ran = sockaccel_with(&ENABLE, &run);
+        assert_eq!(ran.code, Some(125), "{ran:?}");
+        assert!(ran.stderr.contains("cannot create cgroup"), "{ran:?}");
+        let all = [&ENABLE[..], &[Capability::CAP_DAC_OVERRIDE]].concat();
+        sockaccel_with(&all, &run).ok();
+        drop(joined);
+    });
+}
+
+/// What `bench` needs.
+const BENCH: [Capability; 4] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYSLOG,
+    Capability::CAP_DAC_OVERRIDE,
+];
+
+#[test]
+fn bench_needs_what_is_documented_and_no_more() {
+    documented("`bench`", &format!("{} |", names(&BENCH)));
+    let bench = "bench --mode sockaccel --workload rr --size 64 --rounds 1 --seconds 0.1";
+    let bench: Vec<&str> = bench.split(' ').collect();
+    with_tracefs(|| assert_needs(&BENCH, 6, |held| sockaccel_with(held, &bench)));
+}
+
+/// What `explain` needs to look at sockets of a process that has more.
+const LOOK: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_PTRACE];
+
+#[test]
+fn explain_tells_what_may_be_seen() {
+    let bpffs = mounted();
+    let cgroup = Cgroup::new("least");
+    documented(
+        "`explain`",
+        &format!(
+            "none; {} to tell the options and the cgroup",
+            names(&LOOK).replace(", ", " and ")
+        ),
+    );
+    let allow = "--allow fionread,known-bad-kernel";
+    let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
+    bpffs.sh(&enable).ok();
+    let _joined = cgroup.join();
+    let _pair = Pair::new();
+    let explain = bpffs.args(&format!("explain --json --pid {}", std::process::id()));
+    let path = cgroup.path().display().to_string();
+    for (held, nonblocking, own_cgroup) in [
+        (&[][..], Value::Null, Value::Null),
+        (&LOOK[..1], Value::Null, Value::Null),
+        (&LOOK[1..], Value::Bool(true), Value::Null),
+        (&LOOK, Value::Bool(true), Value::String(path)),
+    ] {
+        let told = sockaccel_with(held, &explain).ok().json();
+        let end = &told["connections"][0]["ends"][0];
+        assert_eq!(end["nonblocking"], nonblocking, "{held:?}: {told}");
+        assert_eq!(end["cgroup"], own_cgroup, "{held:?}: {told}");
     }
 }
 
 /// What `adopt` needs of [`ENABLE`], as docs/security.md says.
-const ADOPT: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_PERFMON];
+const ADOPT: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_SYSLOG,
+];
+
+/// And where connections are in other network namespaces.
+const ADOPT_ELSEWHERE: [Capability; 3] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+];
 
 #[test]
 fn adopt_needs_what_is_documented_and_no_more() {
@@ -197,19 +340,15 @@ fn adopt_needs_what_is_documented_and_no_more() {
     }
     let bpffs = mounted();
     let cgroup = Cgroup::new("least");
-    let row = format!("| `adopt` | {};", names(&ADOPT));
-    assert!(SECURITY.contains(&row), "no row {row}");
+    documented("`adopt`", &format!("{};", names(&ADOPT)));
     let joined = cgroup.join();
     let pair = Pair::new();
     drop(joined);
     let allow = "--allow fionread,known-bad-kernel";
     let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
     bpffs.sh(&enable).ok();
-    for missing in ADOPT {
-        let others: Vec<Capability> = ADOPT.into_iter().filter(|c| *c != missing).collect();
-        let ran = sockaccel_with(&others, &bpffs.args("adopt"));
-        assert_eq!(ran.code, Some(6), "without {missing}: {ran:?}");
-    }
+    let dry_run = bpffs.args("adopt --dry-run");
+    assert_needs(&ADOPT, 6, |held| sockaccel_with(held, &dry_run));
     let told = sockaccel_with(&ADOPT, &bpffs.args("adopt --json"));
     let told = told.ok().json();
     assert_eq!(told["adopted"].as_array().map(Vec::len), Some(1), "{told}");
@@ -218,6 +357,51 @@ fn adopt_needs_what_is_documented_and_no_more() {
     }
     let stats = bpffs.sh("stats --json").ok().json();
     assert!(stats["redirected_messages"].as_u64() > Some(10), "{stats}");
+}
+
+#[test]
+fn adopt_looks_into_other_namespaces_with_what_is_documented() {
+    if refused_here() {
+        return;
+    }
+    let bpffs = mounted();
+    let cgroup = Cgroup::new("least");
+    let netns = Netns::new("least");
+    let needed = names(&ADOPT_ELSEWHERE);
+    let (first, last) = needed.rsplit_once(", ").expect("three");
+    let row = format!(
+        "{}; {first} and {last} where connections are in other network namespaces |",
+        names(&ADOPT)
+    );
+    documented("`adopt`", &row);
+    let joined = cgroup.join();
+    let _pair = netns.enter(Pair::new);
+    drop(joined);
+    let allow = "--allow fionread,known-bad-kernel";
+    let enable = format!("enable {allow} --cgroup {}", cgroup.path().display());
+    bpffs.sh(&enable).ok();
+    let adopt = |held: &[Capability]| -> (Ran, usize) {
+        let held = [&ADOPT[..], held].concat();
+        let ran = sockaccel_with(&held, &bpffs.args("adopt --dry-run --json")).ok();
+        let adopted = ran.json()["adopted"].as_array().map(Vec::len);
+        (ran, adopted.expect("an array"))
+    };
+    let [net_admin, sys_admin, sys_ptrace] = ADOPT_ELSEWHERE;
+    for held in [
+        &[][..],
+        &[sys_admin, sys_ptrace],
+        &[net_admin, sys_ptrace],
+        &[net_admin, sys_admin],
+    ] {
+        let (ran, adopted) = adopt(held);
+        assert_eq!(adopted, 0, "{held:?}: {ran:?}");
+        let text =
+            format!("1 other network namespace cannot be looked at without {first} and {last}");
+        assert!(ran.stderr.contains(&text), "{held:?}: {ran:?}");
+    }
+    let (ran, adopted) = adopt(&ADOPT_ELSEWHERE);
+    assert_eq!(adopted, 1, "{ran:?}");
+    assert!(!ran.stderr.contains("cannot be looked at"), "{ran:?}");
 }
 
 #[test]

@@ -51,6 +51,7 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::pair::connect;
 use common::pair::listen;
+use common::privileges::with_only;
 use common::process::Process;
 use common::stream::recv_all;
 use common::stream::send_all;
@@ -212,6 +213,20 @@ fn live_connections_are_shown() {
     top.type_keys("q");
     assert_eq!(top.ended("q"), Some(0));
     drop(blocking);
+}
+
+#[test]
+fn top_needs_no_capability() {
+    let cgroup = Cgroup::new("top");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    warm_up(&instance, &pair);
+    let mut top = with_only(&[], || Top::start(&instance, &[]));
+    top.shows("1 connections, 1 redirected both ways");
+    top.shows(&pair.client.local_addr().expect("a name").to_string());
+    top.type_keys("q");
+    assert_eq!(top.ended("q"), Some(0));
 }
 
 #[test]

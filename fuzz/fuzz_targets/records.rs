@@ -1,4 +1,4 @@
-//! What the kernel's maps and iterators hand out.
+//! What the kernel's maps, iterators and `sock_diag(7)` hand out.
 #![no_main]
 
 use sockaccel::cli::fuzzing;

@@ -74,7 +74,11 @@ impl From<Error> for crate::error::Error {
         match error {
             Error::Usage(_) | Error::Command { code: Some(2), .. } => Self::Usage(text),
             Error::Io(_, source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                Self::Privileges(format!("{text}\n  As root:  {}", as_root()))
+                Self::Privileges(format!(
+                    "{text}\n  \
+                     It takes CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYSLOG and CAP_DAC_OVERRIDE. As root:  {}",
+                    as_root()
+                ))
             }
             Error::Command { code: Some(3), .. } => Self::Refused(text),
             Error::Command { code: Some(6), .. } => Self::Privileges(text),

@@ -11,7 +11,7 @@ use super::reasons::most;
 use crate::error::Result;
 use crate::maps::layout::Candidate;
 use crate::outcome::{REASONS, name};
-use crate::output::{count, table};
+use crate::output::{count, say, table};
 use crate::state::{self, adopt};
 
 /// Options of `adopt`.
@@ -91,12 +91,25 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let found = adopt(&context.place, args.dry_run)?;
     let connections = found.connections.len() as u64;
     context.output.note(sentence(connections, args.dry_run));
-    let report = Report {
-        done: !args.dry_run,
-        adopted: found.connections.iter().map(Connection::from).collect(),
-        left: found.left.iter().map(Left::from).collect(),
-    };
+    if found.hidden > 0 {
+        say(format_args!(
+            "sockaccel: {} cannot be looked at without CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+            count(found.hidden as u64, "other network namespace")
+        ));
+    }
+    let report = Report::of(&found, !args.dry_run);
     context.output.print(&report, || to_table(&found))
+}
+
+impl Report {
+    /// `done` unless it is what would be.
+    pub fn of(found: &state::Adopted, done: bool) -> Self {
+        Self {
+            done,
+            adopted: found.connections.iter().map(Connection::from).collect(),
+            left: found.left.iter().map(Left::from).collect(),
+        }
+    }
 }
 
 fn sentence(connections: u64, dry_run: bool) -> String {

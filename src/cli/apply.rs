@@ -135,6 +135,8 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
         let risk = match refusal {
             Refusal::Fionread { .. } => Risk::Fionread,
             Refusal::KnownBadKernel { .. } => Risk::KnownBadKernel,
+            // The way out is this command, not `enable`.
+            Refusal::Privileges { missing, .. } => return doctor::lacks(&missing),
             other => return other.into(),
         };
         Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))

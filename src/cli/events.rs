@@ -219,6 +219,13 @@ fn told<'a>(time: &'a str, event: &Event) -> Line<'a> {
     })
 }
 
+/// Both ways.
+#[cfg(fuzzing)]
+pub fn shown(event: &Event) {
+    serde_json::to_string(&told("TIME", event)).expect("a line is JSON");
+    assert!(to_line("TIME", event).starts_with("TIME "));
+}
+
 /// `TIME demoted 127.0.0.1:40001 -> 127.0.0.1:6379 pid 42 budget: ...`; the arrow
 /// is from the client to the server, and the socket stands at the left.
 fn to_line(time: &str, event: &Event) -> String {

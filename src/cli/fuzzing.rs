@@ -6,10 +6,15 @@ use std::str::FromStr;
 
 use zerocopy::FromBytes;
 
-use super::{Cli, dump, endpoint, policy, service};
+use super::addr::{local, remote};
+use super::{Cli, adopt, dump, endpoint, events, policy, service};
+use crate::error::Result;
 use crate::maps::layout::{
-    Addr, Cidr, Config, Conn, Dump, Endpoint, Policy, PolicyKey, Service, ServiceKey,
+    Addr, Cidr, Config, Conn, Dump, Endpoint, Event, Passed, Policy, PolicyKey, Service, ServiceKey,
 };
+use crate::outcome::{REASONS, name};
+use crate::spec::{Source, Spec};
+use crate::state::{Setup, fuzz_adopt, process, sock_diag};
 use crate::words::{Identity, Network, Ports, ServiceName, Traffic, Verdict, duration};
 
 /// A whole command line, one argument a line.
@@ -40,8 +45,44 @@ fn spelt<T: FromStr<Err = String> + Display>(text: &str) {
     }
 }
 
-/// The start of the bytes as each record of the maps and of the iterator, shown as
-/// the commands show it.
+/// A file of `apply`. What is accepted is accepted again as `export` prints it, and
+/// means the same; so is what an instance made of it would export.
+pub fn spec(text: &str) {
+    let name = "FILE";
+    let Ok(mut spec) = (Source { name, text }).parse() else {
+        return;
+    };
+    let again = reread(&spec);
+    assert_eq!(printed(&again), printed(&spec));
+    let Ok(setup) = resolved(text, &mut spec) else {
+        return;
+    };
+    for mut other in [again, reread(&Spec::of(&setup))] {
+        let text = printed(&other);
+        assert_eq!(resolved(&text, &mut other).expect(&text), setup);
+    }
+}
+
+fn printed(spec: &Spec) -> String {
+    spec.to_toml().expect("a file")
+}
+
+fn reread(spec: &Spec) -> Spec {
+    let (name, text) = ("FILE", &printed(spec));
+    Source { name, text }.parse().expect(text)
+}
+
+/// Without its cgroups: those of this machine are not for a fuzzer to open.
+fn resolved(text: &str, spec: &mut Spec) -> Result<Setup> {
+    spec.cgroups.clear();
+    let name = "FILE";
+    let (setup, _) = Source { name, text }.resolve(spec, &[])?;
+    Ok(setup)
+}
+
+/// The start of the bytes as each record of the maps and of the iterators, shown as
+/// the commands show it; all of them as what `sock_diag` and the walks that tell
+/// records of several lengths or of many sockets wrote.
 pub fn records(bytes: &[u8]) {
     if let Some(record) = read::<Dump>(bytes) {
         shown(&dump::Socket::from(&record));
@@ -62,7 +103,19 @@ pub fn records(bytes: &[u8]) {
         shown(&policy::Row::new(&key, &entry));
         policy::describe(&key);
     }
+    if let Some(event) = read::<Event>(bytes) {
+        events::shown(&event);
+    }
+    if let Some(passed) = read::<Passed>(bytes) {
+        let _ = name(REASONS, passed.reason);
+    }
     let _ = read::<Config>(bytes);
+    for walked in process::decoded(bytes) {
+        let tuple = walked.noted.map_or(walked.told.tuple, |sock| sock.tuple);
+        shown(&[local(&tuple), remote(&tuple)]);
+    }
+    shown(&adopt::Report::of(&fuzz_adopt(bytes), true));
+    sock_diag::fuzz(bytes);
     crate::maps::fuzz_stats(bytes);
 }
 

@@ -22,6 +22,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use caps::Capability;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -42,6 +43,8 @@ use versions::Bug;
 use versions::Kernel;
 use versions::Severity;
 
+use crate::error::Error;
+use crate::remedy::as_root;
 use crate::state::Place;
 
 /// Every probe's result.
@@ -126,6 +129,43 @@ pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refu
         Some(refusal) => Err(refusal),
         None => Ok(report),
     }
+}
+
+/// Whether the programs of an instance can be replaced.
+///
+/// # Errors
+///
+/// Names what is missing. The kernel would answer EINVAL to some of it, and load
+/// programs that take event loops for blocking readers without the rest.
+pub fn before_replacing() -> crate::error::Result<()> {
+    all_held(&privileges::TO_REPLACE)
+}
+
+/// Whether connections can be adopted.
+///
+/// # Errors
+///
+/// As those of [`before_replacing`].
+pub fn before_adopting() -> crate::error::Result<()> {
+    all_held(&privileges::TO_ADOPT)
+}
+
+fn all_held(needed: &[Capability]) -> crate::error::Result<()> {
+    let missing = privileges::missing_of(needed);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    Err(lacks(&names))
+}
+
+/// A command other than `enable` and `run` lacks these capabilities.
+pub fn lacks(missing: &[String]) -> Error {
+    Error::Privileges(format!(
+        "the process lacks {}\n  Nothing was changed. As root:  {}",
+        missing.join(", "),
+        as_root()
+    ))
 }
 
 /// All that `doctor` found.

@@ -25,6 +25,28 @@ pub const NEEDED: [Capability; 5] = [
     Capability::CAP_SYSLOG,
 ];
 
+/// What takes programs that are attached to cgroups and sockets.
+pub const TO_REPLACE: [Capability; 4] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+    Capability::CAP_SYSLOG,
+];
+
+/// What takes programs that only walk.
+pub const TO_ADOPT: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_SYSLOG,
+];
+
+/// Those of these that the calling thread lacks.
+pub fn missing_of(needed: &[Capability]) -> Vec<Capability> {
+    let mut missing = missing(symbols_are_hidden());
+    missing.retain(|capability| needed.contains(capability));
+    missing
+}
+
 /// Those of [`NEEDED`] that the calling thread lacks, where symbols are hidden or
 /// not. A bpffs that is missing is told of when it is mounted.
 pub fn missing(hidden: bool) -> Vec<Capability> {

@@ -11,16 +11,19 @@ use std::io::{self, BufRead as _, BufReader};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
+use nix::libc;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::dir::Place;
 use super::instance::{Instance, reuse_maps};
 use super::netns::within;
+use crate::doctor;
 use crate::error::{Error, Result, on};
 use crate::maps::layout::{self, Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
 use crate::maps::sockets;
@@ -37,12 +40,15 @@ pub struct Adopted {
     pub connections: Vec<[Candidate; 2]>,
     /// Sockets that stay as they are, and the value of [`REASONS`] why.
     pub left: Vec<(Candidate, u32)>,
+    /// Network namespaces, other than this one, that could not be looked at.
+    pub hidden: usize,
 }
 
 /// Enrols the connections of the enabled cgroups that were established before
 /// their cgroup was enabled; with `dry_run` only says which.
 pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
     let instance = Instance::open_to_write(place)?;
+    doctor::before_adopting()?;
     let mut storage = MaybeUninit::uninit();
     let adoption = Adoptions(load(&instance, &mut storage, dry_run)?);
     let adopted = look_and_enrol(&instance, &adoption, dry_run);
@@ -55,7 +61,7 @@ pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
 
 fn look_and_enrol(instance: &Instance, adoption: &Adoptions<'_>, dry_run: bool) -> Result<Adopted> {
     let progs = &adoption.0.progs;
-    let namespaces = namespaces_of(&progs.sa_adopt_places)?;
+    let (namespaces, hidden) = namespaces_of(&progs.sa_adopt_places)?;
 
     let (mut pairs, mut left) = meet(&scan(&progs.sa_adopt_scan, &namespaces)?);
     // Some will turn out not to be fit; of more than that the rest waits.
@@ -67,6 +73,7 @@ fn look_and_enrol(instance: &Instance, adoption: &Adoptions<'_>, dry_run: bool) 
         return Ok(Adopted {
             connections: pairs,
             left,
+            hidden,
         });
     }
     for pair in &pairs {
@@ -85,7 +92,11 @@ fn look_and_enrol(instance: &Instance, adoption: &Adoptions<'_>, dry_run: bool) 
         walk_all(&progs.sa_adopt_passive, &namespaces)?;
         connections = adoption.sort(connections, &mut left, |done| done.st.enrolled != 0)?;
     }
-    Ok(Adopted { connections, left })
+    Ok(Adopted {
+        connections,
+        left,
+        hidden,
+    })
 }
 
 /// How many times as many sockets as can be enrolled are looked at at most.
@@ -209,17 +220,7 @@ impl Adoptions<'_> {
         for pair in pairs {
             let mut why = [None; 2];
             for (why, socket) in why.iter_mut().zip(&pair) {
-                let adoption = self.get(socket)?;
-                if adoption.error != 0 {
-                    return Err(no_callbacks(adoption.error));
-                }
-                if adoption.reason != 0 || !through(&adoption) {
-                    *why = Some(match adoption.reason {
-                        // It was closed meanwhile.
-                        0 => NO_LOCAL_PEER,
-                        reason => reason,
-                    });
-                }
+                *why = why_left(&self.get(socket)?, &through)?;
             }
             if why == [None; 2] {
                 fit.push(pair);
@@ -234,9 +235,20 @@ impl Adoptions<'_> {
     }
 }
 
+/// Why a socket is left, if it is.
+fn why_left(adoption: &Adoption, through: impl Fn(&Adoption) -> bool) -> Result<Option<u32>> {
+    match (adoption.error, adoption.reason) {
+        (0, 0) if through(adoption) => Ok(None),
+        // It was closed meanwhile.
+        (0, 0) => Ok(Some(NO_LOCAL_PEER)),
+        (0, reason) => Ok(Some(reason)),
+        (error, _) => Err(no_callbacks(error)),
+    }
+}
+
 /// Nothing was changed: the first socket was asked before it was enrolled.
 fn no_callbacks(error: i32) -> Error {
-    let error = io::Error::from_raw_os_error(-error);
+    let error = io::Error::from_raw_os_error(error.saturating_neg());
     Error::Refused(format!(
         "the kernel does not let connections that exist already be watched ({error})\n  \
          It needs bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS), of Linux 6.12. New connections are accelerated without it."
@@ -283,33 +295,52 @@ fn symbol(name: &str) -> u64 {
 /// A network namespace; `None` is our own, which takes no privileges to be in.
 type Netns = Option<File>;
 
-/// Our own, and those of connected sockets of the enabled cgroups.
-fn namespaces_of(program: &impl AsFd) -> Result<Vec<Netns>> {
+/// Our own, and those of connected sockets of the enabled cgroups; how many of these
+/// it takes more privileges to be in.
+fn namespaces_of(program: &impl AsFd) -> Result<(Vec<Netns>, usize)> {
     let own = Path::new("/proc/self/ns/net");
     let own = fs::metadata(own)
         .map_err(on("look at network namespace", own))?
         .ino();
     let mut found = BTreeMap::from([(own, None)]);
-    let mut cookies = HashSet::new();
+    let mut cookies: HashSet<u64> = own_netns_cookie().into_iter().collect();
+    let mut hidden = HashSet::new();
     for place in records::<layout::Place>(&walk(program, &None)?) {
         if cookies.contains(&place.netns_cookie) {
             continue;
         }
-        // It may have closed, or be of a process that may not be looked at.
-        if let Ok(netns) = netns_of(place) {
-            let metadata = netns.metadata();
-            let inode = metadata.map_err(|e| Error::os("look at", "a network namespace", e))?;
-            found.entry(inode.ino()).or_insert(Some(netns));
-            cookies.insert(place.netns_cookie);
+        match netns_of(place) {
+            Ok(netns) => {
+                let metadata = netns.metadata();
+                let inode = metadata.map_err(|e| Error::os("look at", "a network namespace", e))?;
+                found.entry(inode.ino()).or_insert(Some(netns));
+                cookies.insert(place.netns_cookie);
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                hidden.insert(place.netns_cookie);
+            }
+            // It has closed.
+            Err(_) => {}
         }
     }
-    Ok(found.into_values().collect())
+    Ok((
+        found.into_values().collect(),
+        hidden.difference(&cookies).count(),
+    ))
+}
+
+fn own_netns_cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    pidfd::option(&socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE)
 }
 
 fn netns_of(place: layout::Place) -> io::Result<File> {
     let fd = i32::try_from(place.fd).map_err(io::Error::other)?;
     let socket = Process::open(place.tgid)?.descriptor(fd)?;
-    pidfd::netns_of(&socket).map(File::from)
+    let netns = File::from(pidfd::netns_of(&socket)?);
+    // To have it is not yet to be allowed in.
+    within(&netns, || Ok(()))?;
+    Ok(netns)
 }
 
 /// What a walk wrote.
@@ -359,6 +390,24 @@ fn stuck() -> Error {
          Connections that were not adopted stay on the stack. When that process goes on or has ended, adopt again.",
         PATIENCE.as_secs()
     ))
+}
+
+/// The bytes as what each walk wrote.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) -> Adopted {
+    let places = records::<layout::Place>(bytes).count();
+    assert_eq!(places, bytes.len() / size_of::<layout::Place>());
+    for adoption in records::<Adoption>(bytes) {
+        let _ = why_left(&adoption, |judged| judged.st.cookie != 0);
+    }
+    let candidates: Vec<Candidate> = records(bytes).collect();
+    let (connections, left) = meet(&candidates);
+    assert_eq!(2 * connections.len() + left.len(), candidates.len());
+    Adopted {
+        connections,
+        left,
+        hidden: 0,
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub mod temporary;
 pub mod tracefs;
 mod upgrade;
 
+#[cfg(fuzzing)]
+pub use adopt::fuzz as fuzz_adopt;
 pub use adopt::{Adopted, adopt};
 pub use dir::{DEFAULT_INSTANCE, Lock, Place};
 pub use drain::{Drained, Patience, Sockets, Was, disable};

@@ -77,6 +77,18 @@ fn next(bytes: &mut &[u8]) -> Option<Walked> {
     })
 }
 
+/// The bytes as what a walk told: every record, up to the first that is none.
+#[cfg(fuzzing)]
+pub fn decoded(mut bytes: &[u8]) -> impl Iterator<Item = Walked> {
+    std::iter::from_fn(move || {
+        let before = bytes.len();
+        let walked = next(&mut bytes)?;
+        let noted = walked.noted.as_ref().map_or(0, |_| size_of::<Sock>());
+        assert_eq!(before - bytes.len(), size_of::<Open>() + noted);
+        Some(walked)
+    })
+}
+
 /// The sockets that these processes have open, maybe only those of TCP.
 pub fn sockets_among(dir: &Path, pids: Vec<u32>) -> Vec<OpenSocket> {
     let Some(walked) = walked(dir) else {

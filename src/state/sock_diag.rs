@@ -126,12 +126,27 @@ fn ask(local: SocketAddr, remote: SocketAddr, cookie: u64) -> Option<u64> {
     .ok()?;
     let mut reply = vec![0; 8192];
     let len = recv(netlink.as_raw_fd(), &mut reply, MsgFlags::empty()).ok()?;
+    cgroup_in(reply.get(..len)?)
+}
+
+/// What a reply says.
+fn cgroup_in(reply: &[u8]) -> Option<u64> {
     let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
     if kind != SOCK_DIAG_BY_FAMILY {
         return None;
     }
-    attribute(reply.get(REPLY_HEADERS..len)?, INET_DIAG_CGROUP_ID)
+    attribute(reply.get(REPLY_HEADERS..)?, INET_DIAG_CGROUP_ID)
         .and_then(|value| u64::read_from_bytes(value).ok())
+}
+
+/// The bytes as a reply, and as its attributes.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    let _ = cgroup_in(bytes);
+    for kind in [0, INET_DIAG_CGROUP_ID] {
+        let value = attribute(bytes, kind);
+        assert!(value.is_none_or(|value| value.len() + 4 <= bytes.len()));
+    }
 }
 
 /// The payload of the first attribute of this kind.
