@@ -247,7 +247,7 @@ fn now_drops_what_is_unread_and_says_so() {
 fn now_says_so_of_each_socket() {
     let cgroup = Cgroup::new("drain-each");
     let instance = Instance::enable(&cgroup, &[]);
-    let unread = vec![0; 200];
+    let unread = [0; 200];
     let sizes = 1..=unread.len();
     let pairs: Vec<Pair> = sizes
         .clone()
