@@ -71,13 +71,7 @@ fn take_out(instance: &Instance, cgroup: &Cgroup, options: &[&str]) -> Ran {
 
 /// A redirected connection from one cgroup to another.
 fn pair_between(instance: &Instance, client: &Cgroup, server: &Cgroup) -> Pair {
-    let options = Options::default();
-    let listener = {
-        let _joined = server.join();
-        listen(&options)
-    };
-    let _joined = client.join();
-    let pair = Pair::on(&listener, &options);
+    let pair = Pair::between(client, server);
     warm_up(instance, &pair);
     pair
 }

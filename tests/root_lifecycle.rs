@@ -3,13 +3,22 @@
 
 mod common;
 
+use std::fs;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
+
+use libbpf_rs::MapCore as _;
+use libbpf_rs::MapFlags;
+use libbpf_rs::MapHandle;
+use sockaccel::sys::bpf;
 
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::instance::Instance;
+use common::layout;
 use common::netns::Netns;
 use common::other_program::attached_to;
 use common::pair::Options;
@@ -22,6 +31,9 @@ use common::pattern::Pattern;
 use common::rng::Rng;
 use common::stream::recv_all;
 use common::stream::send_all;
+use common::traffic::Direction;
+use common::traffic::Plan;
+use common::traffic::run_end;
 use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
@@ -291,4 +303,99 @@ fn talk_over_upgrades(instance: &Instance, pair: &Pair) {
         }
     }
     assert_redirected(&before, &instance.stats(), 20_000);
+}
+
+/// Ends both directions of a connection.
+struct Ending<'a>([&'a Direction; 2]);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        for direction in self.0 {
+            direction.end();
+        }
+    }
+}
+
+/// One build is told from another by its number alone.
+#[test]
+fn an_upgrade_from_another_build_under_traffic() {
+    let cgroup = Cgroup::new("build");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let programs = || instance.run(&["status", "--json"]).ok().json()["programs"].clone();
+    let [busy, waiting] = [Pair::new(), Pair::new()];
+    for pair in [&busy, &waiting] {
+        warm_up(&instance, pair);
+    }
+    assert_eq!(programs(), "current");
+    layout::other_build(&dir);
+    assert_eq!(programs(), "other");
+    let before = verdict_id(&dir);
+
+    let unread = instance.stats();
+    let mut ways = [
+        Unread::new(&waiting.client, &waiting.server, 1),
+        Unread::new(&waiting.server, &waiting.client, 2),
+    ];
+    for way in &mut ways {
+        way.send(1000);
+    }
+    assert_redirected(&unread, &instance.stats(), 2000);
+
+    let deadline = Deadline::seconds(120);
+    let rng = &mut Rng::for_test("build");
+    let mut direction = |towards: &str| {
+        let plan = Plan {
+            total: u64::MAX,
+            largest: 4 << 10,
+            lull_one_in: 4,
+        };
+        Direction::new(format!("to the {towards}"), rng.next(), plan)
+    };
+    let [up, down] = [direction("server"), direction("client")];
+    let rngs = [rng.fork(), rng.fork()];
+    thread::scope(|scope| {
+        let [first, second] = rngs;
+        let (busy, up, down) = (&busy, &up, &down);
+        scope.spawn(move || run_end(&busy.client, up, down, first, deadline));
+        scope.spawn(move || run_end(&busy.server, down, up, second, deadline));
+        let more_is_redirected = |when: &str| {
+            let before = instance.stats();
+            deadline.until(when, || {
+                instance.stats().delta(&before, "redirected_messages") > 500
+            });
+        };
+        // Also by a failure: the scope waits for its threads.
+        let _ending = Ending([up, down]);
+        more_is_redirected("redirected before the upgrade");
+        let ran = instance.run(&["upgrade", "--json"]).ok();
+        assert_eq!(ran.json()["changed"], true, "{ran:?}");
+        more_is_redirected("redirected after the upgrade");
+    });
+
+    assert_eq!(programs(), "current");
+    let after = verdict_id(&dir);
+    assert_ne!(before, after);
+    for way in &mut ways {
+        way.receive(way.sent, "unread over the upgrade");
+    }
+    for pair in [&waiting, &Pair::new()] {
+        warm_up(&instance, pair);
+    }
+}
+
+/// Of the program that is pinned; it is the one that the enrolled sockets call.
+fn verdict_id(dir: &Path) -> u32 {
+    let program = bpf::open_pinned(&dir.join("sa_verdict")).expect("sa_verdict");
+    let info = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+    let info = fs::read_to_string(info).expect("what the kernel says of it");
+    let id = info.lines().find_map(|line| line.strip_prefix("prog_id:"));
+    let id: u32 = id.expect("a program").trim().parse().expect("a number");
+    let called = MapHandle::from_pinned_path(dir.join("sa_programs"))
+        .expect("sa_programs")
+        .lookup(&0_u32.to_ne_bytes(), MapFlags::ANY)
+        .expect("look up");
+    assert_eq!(called, Some(id.to_ne_bytes().to_vec()));
+    id
 }

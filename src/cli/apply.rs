@@ -60,32 +60,32 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let from_env = Risk::from_env()?;
     let (wanted, cgroups) = source.resolve(&spec, &from_env)?;
 
-    let now = match Instance::open(&context.place) {
-        Err(Error::NotEnabled { .. }) => None,
+    let (now, settled, drains) = match Instance::open(&context.place) {
+        Err(Error::NotEnabled { .. }) => (None, true, false),
         instance => {
             let instance = instance?;
-            Some((instance.setup()?, instance.is_settled()?))
+            let drains = !instance.draining()?.is_empty();
+            (Some(instance.setup()?), instance.is_settled()?, drains)
         }
     };
-    let would = spec::difference(now.as_ref().map(|(setup, _)| setup), &wanted);
-    let settled = now.as_ref().is_none_or(|(_, settled)| *settled);
+    let would = spec::difference(now.as_ref(), &wanted);
     if args.dry_run {
         if !settled {
             context
                 .output
                 .note("The command that changed the instance last was killed half-way.");
         }
-        let from = now.as_ref().map(|(setup, _)| setup);
-        return dry_run(context, from, &wanted, &name, &would, !settled);
-    }
-    if would.lines.is_empty() && settled {
-        return tell(context, &would, None, false);
+        return dry_run(context, now.as_ref(), &wanted, &name, &would, !settled);
     }
     if wanted.cgroups.is_empty() {
-        disable::drain(context, &disable::Args::default())?;
-        return tell(context, &would, None, true);
+        // Also where there is none: a drain may have been killed at its very end.
+        let drained = disable::drain(context, &disable::Args::default())?;
+        return tell(context, &would, None, drained.changed);
     }
-    if needs_leave(now.as_ref().map(|(setup, _)| setup), &wanted) {
+    if would.lines.is_empty() && settled && !drains {
+        return tell(context, &would, None, false);
+    }
+    if needs_leave(now.as_ref(), &wanted) {
         ask_leave(context, &wanted, &name)?;
     }
     let did = Instance::apply(&context.place, &wanted, &cgroups)?;

@@ -288,6 +288,15 @@ impl Instance {
         if attached.is_empty() {
             self.switch_off()?;
         }
+        for id in self.draining()? {
+            let pin = draining_dir(self, id).join("sa_sockops");
+            run_program(&dir, &pin, "sa_sockops_off")?;
+        }
+        // One of another layout tells in its own way, or not at all.
+        if self.refuse_other_version().is_ok() {
+            self.note_leaving(None)?;
+        }
+        // Last, and of each cgroup after its link: see is_reconciled().
         let cgroups = self.table::<u64, u32>("sa_cgroups")?;
         for (id, _) in cgroups.entries()? {
             if !attached.contains(&id) {
@@ -295,19 +304,25 @@ impl Instance {
             }
         }
         for id in attached {
-            cgroups.set(&id, &1)?;
             let pin = cgroup_dir(&dir, id).join("sa_sockops");
             run_program(&dir, &pin, "sa_sockops")?;
+            cgroups.set(&id, &1)?;
         }
-        for id in self.draining()? {
-            let pin = draining_dir(self, id).join("sa_sockops");
-            run_program(&dir, &pin, "sa_sockops_off")?;
-        }
-        match self.refuse_other_version() {
-            // It tells in its own way, or not at all.
-            Err(_) => Ok(()),
-            Ok(()) => self.note_leaving(None),
-        }
+        Ok(())
+    }
+
+    /// Whether [`Self::reconcile`] came to its end after cgroups had come or gone. A
+    /// table that somebody has unpinned is for `repair` to find.
+    pub(super) fn is_reconciled(&self) -> Result<bool> {
+        let entries = self
+            .table::<u64, u32>("sa_cgroups")
+            .and_then(|cgroups| cgroups.entries());
+        let mut known: Vec<u64> = match entries {
+            Err(error) if error.is_not_found() => return Ok(true),
+            entries => entries?.into_iter().map(|(id, _)| id).collect(),
+        };
+        known.sort_unstable();
+        Ok(known == self.cgroups()?)
     }
 
     /// The cgroups whose sockets are on their way out.

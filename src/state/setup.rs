@@ -223,7 +223,7 @@ impl Instance {
 
     /// Whether the last command that changed it came to its end.
     pub fn is_settled(&self) -> Result<bool> {
-        Ok(self.config()?.enabled != 0 && self.is_whole()?)
+        Ok(self.is_reconciled()? && self.config()?.enabled != 0 && self.is_whole()?)
     }
 
     /// Makes the instance what `to` says, building it where there is none. These
@@ -239,7 +239,8 @@ impl Instance {
         instance.make_whole()?;
         let (from, whole) = (instance.setup()?, instance.is_whole()?);
         if from == *to && instance.is_settled()? {
-            return Ok(Difference::default());
+            // As `enable` does for what drains and has been read since.
+            return instance.keep().map(|()| Difference::default());
         }
         from.check_fixed(to, place)?;
         instance

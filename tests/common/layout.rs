@@ -1,4 +1,4 @@
-//! An instance as a version of sockaccel with another layout would have made it.
+//! An instance as another version of sockaccel would have made it.
 
 use std::fs;
 use std::mem::MaybeUninit;
@@ -13,8 +13,11 @@ use libbpf_rs::OpenObject;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
+use sockaccel::maps::layout::Config;
 use sockaccel::sys::bpf;
 use sockaccel::sys::skel::sockaccel::SockaccelSkelBuilder;
+use zerocopy::FromBytes as _;
+use zerocopy::IntoBytes as _;
 
 use super::bpffs::pins;
 
@@ -40,7 +43,16 @@ fn write(map: &MapHandle, layout: u32, mut config: Vec<u8>) {
         .expect("update");
 }
 
-/// Gives the instance this number.
+/// Gives the instance the programs of another build, by its number.
+pub fn other_build(dir: &Path) {
+    let mut config = Config::read_from_bytes(&config(dir)).expect("of this layout");
+    config.build ^= 1 << 63;
+    config_map(dir)
+        .update(&0_u32.to_ne_bytes(), config.as_bytes(), MapFlags::ANY)
+        .expect("update");
+}
+
+/// Gives the instance this number of a layout.
 pub fn number(dir: &Path, layout: u32) {
     write(&config_map(dir), layout, config(dir));
 }

@@ -21,6 +21,7 @@ use nix::sys::socket::sockopt;
 
 use sockaccel::sys::tcp::accept_nonblocking;
 
+use super::cgroup::Cgroup;
 use super::deadline::Deadline;
 use super::raw;
 
@@ -125,6 +126,17 @@ impl Pair {
         let client = connect(to, options);
         let server = accept(listener, options);
         Self { client, server }
+    }
+
+    /// From one cgroup to another.
+    pub fn between(client: &Cgroup, server: &Cgroup) -> Self {
+        let options = Options::default();
+        let listener = {
+            let _joined = server.join();
+            listen(&options)
+        };
+        let _joined = client.join();
+        Self::on(&listener, &options)
     }
 
     /// The other way round, for tables of directions.
