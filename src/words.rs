@@ -316,6 +316,10 @@ impl FromStr for ServiceName {
             None => text,
         };
         match bare.parse::<SocketAddr>() {
+            // Lost, it would be the same address on every link.
+            Ok(SocketAddr::V6(addr)) if addr.scope_id() > 0 => {
+                Err(format!("{text:?}: the address of a service has no scope"))
+            }
             Ok(addr) if addr.port() > 0 => Ok(Self(addr)),
             _ => Err(format!(
                 "{text:?} is not VIP:PORT, like 10.96.0.1:443 or [fd00::1]:443"
@@ -578,6 +582,7 @@ mod tests {
                 "10.96.0.1:443/udp",
                 "10.96.0.1",
                 "fd00::1:80",
+                "[fe80::1%3]:80",
                 "web:80",
             ],
         );
