@@ -2104,6 +2104,38 @@ fn apply_that_takes_a_cgroup_out_killed_at_any_step_is_finished_by_the_next() {
     world.leave_unread(&mut [&mut staying.borrow_mut()], "after");
 }
 
+/// What was on its way out is redirected again.
+#[test]
+fn apply_that_brings_a_cgroup_back_killed_at_any_step_is_finished_by_the_next() {
+    let world = World::new();
+    let [kept, back] = ["kept", "back"].map(Cgroup::new);
+    let to = world.apply_words("both.toml", &[&kept, &back], "");
+    world.sh(&to).ok();
+    let disable = format!("disable --cgroup {} --timeout 0", back.path().display());
+    let returning = RefCell::new(None);
+    kill_at_each_step(
+        &world,
+        &to,
+        || {
+            world.sh(&to).ok();
+            let mut returning = returning.borrow_mut();
+            let returning = returning.insert(world.between(&kept, &back, "returning", 0));
+            world.leave_unread(&mut [returning], "before");
+            assert_eq!(world.sh(&disable).code, Some(7));
+        },
+        |case, _| {
+            let mut returning = returning.borrow_mut();
+            let returning = returning.as_mut().expect("a connection");
+            world.sh(&to).ok();
+            assert_eq!(world.json(&to)["changed"], false, "{case}");
+            world.assert_enabled_once(&back, 0, case);
+            returning.read_unread(case);
+            world.leave_unread(&mut [returning], case);
+            returning.read_unread(case);
+        },
+    );
+}
+
 /// One without cgroups, which disables.
 #[test]
 fn apply_of_nothing_killed_at_any_step_is_finished_by_the_next() {

@@ -311,18 +311,22 @@ impl Instance {
         Ok(())
     }
 
-    /// Whether [`Self::reconcile`] came to its end after cgroups had come or gone. A
-    /// table that somebody has unpinned is for `repair` to find.
+    /// Whether [`Self::reconcile`], and [`Self::keep`] after it, came to their end after
+    /// cgroups had come or gone. A table that somebody has unpinned is for `repair` to
+    /// find.
     pub(super) fn is_reconciled(&self) -> Result<bool> {
-        let entries = self
-            .table::<u64, u32>("sa_cgroups")
-            .and_then(|cgroups| cgroups.entries());
-        let mut known: Vec<u64> = match entries {
-            Err(error) if error.is_not_found() => return Ok(true),
-            entries => entries?.into_iter().map(|(id, _)| id).collect(),
+        let attached = self.cgroups()?;
+        let ids = |name| {
+            let entries = self.table::<u64, u32>(name)?.entries()?;
+            Ok(entries.into_iter().map(|(id, _)| id).collect())
+        };
+        let known = ids("sa_cgroups").and_then(|known: Vec<u64>| Ok((known, ids("sa_leaving")?)));
+        let (mut known, leaving) = match known {
+            Err(error) if Error::is_not_found(&error) => return Ok(true),
+            known => known?,
         };
         known.sort_unstable();
-        Ok(known == self.cgroups()?)
+        Ok(known == attached && !leaving.iter().any(|id| attached.contains(id)))
     }
 
     /// The cgroups whose sockets are on their way out.
@@ -330,17 +334,25 @@ impl Instance {
         self.directories("draining-")
     }
 
-    /// Lets the programs know which cgroups drain, and which of them is asked about.
+    /// Lets the programs know which cgroups drain, and which of them is asked about. Those
+    /// that drained and are enabled again stay noted until [`Self::keep`] is through.
     fn note_leaving(&self, asked: Option<u64>) -> Result<()> {
         let draining = self.draining()?;
+        let known = [self.cgroups()?, draining.clone()].concat();
+        self.forget_leaving(|id| !known.contains(id))?;
         let leaving = self.table::<u64, u32>("sa_leaving")?;
-        for (id, _) in leaving.entries()? {
-            if !draining.contains(&id) {
-                leaving.remove(&id)?;
-            }
-        }
         for id in draining {
             leaving.set(&id, &u32::from(asked == Some(id)))?;
+        }
+        Ok(())
+    }
+
+    fn forget_leaving(&self, gone: impl Fn(&u64) -> bool) -> Result<()> {
+        let leaving = self.table::<u64, u32>("sa_leaving")?;
+        for (id, _) in leaving.entries()? {
+            if gone(&id) {
+                leaving.remove(&id)?;
+            }
         }
         Ok(())
     }
@@ -351,6 +363,8 @@ impl Instance {
         // The first end of a pair cannot know of the second.
         self.walk(Walk::Keep, None)?;
         self.walk(Walk::Keep, None)?;
+        let attached = self.cgroups()?;
+        self.forget_leaving(|id| attached.contains(id))?;
         for _ in 0..WALKS {
             if self.walk(Walk::Drain, None)?.waiting.is_empty() {
                 return self.finish(None).map(drop);
