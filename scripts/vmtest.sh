@@ -189,7 +189,7 @@ add_tests() {
 	done
 	while read -r path; do copy "$path"; done < <(
 		jq -r 'select(.reason == "build-script-executed" and (.package_id | test("sockaccel")))
-			| .out_dir + "/decide_test.bpf.o"' "$work/built"
+			| .out_dir + ("/decide_test", "/sockaccel", "/adopt") + ".bpf.o"' "$work/built"
 	)
 	CGO_ENABLED=0 GOPROXY=off GOCACHE=$work/go-cache GOPATH=$work/go \
 		go build -o "$root/vm/relay" tests/go/relay.go
