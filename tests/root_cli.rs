@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::io::pipe;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -1419,7 +1420,7 @@ fn came_to_its_end(status: ExitStatus) -> bool {
 /// Runs a command that is killed between each two changes that it makes: at every
 /// third of these points, so that no three in a row are left out, or, with
 /// `SOCKACCEL_KILLS=N`, at each of them N times.
-/// `before` and `after` are called around each.
+/// `before` and `after` are called around each, `after` with a number to take turns by.
 fn kill_at_each_step(
     world: &World,
     words: &str,
@@ -1441,7 +1442,9 @@ fn kill_at_each_step(
             before();
             tried += 1;
             killed += usize::from(world.kill_at(words, step));
-            after(&format!("{words}: killed at {step:?}"), n);
+            // What it does by turns it does after each of them in the end.
+            let turn = tried + tried / steps.len();
+            after(&format!("{words}: killed at {step:?}"), turn);
         }
     }
     // A command that makes one change cannot be half done.
@@ -1468,8 +1471,8 @@ fn enable_killed_at_any_step_leaves_nothing_half_done() {
         &world,
         &enable,
         || {},
-        |case, step| {
-            if step % 2 == 0 {
+        |case, turn| {
+            if turn % 2 == 0 {
                 world.sh(&enable).ok();
                 world.assert_enabled_once(&cgroup, 1, case);
                 assert_eq!(world.json("dump config")["cidr_includes"], 1, "{case}");
@@ -1497,7 +1500,7 @@ fn adding_a_cgroup_killed_at_any_step_leaves_the_instance_whole() {
         &world,
         &add,
         || world.leave_unread(&mut [&mut kept.borrow_mut()], "before"),
-        |case, step| {
+        |case, turn| {
             let mut kept = kept.borrow_mut();
             kept.leave_unread();
             world.sh("endpoint list").ok();
@@ -1505,7 +1508,7 @@ fn adding_a_cgroup_killed_at_any_step_leaves_the_instance_whole() {
             half.exchange(4);
             half.leave_unread();
             let mut across = None;
-            if step % 2 == 0 {
+            if turn % 2 == 0 {
                 world.sh(&add).ok();
                 world.assert_enabled_once(&new, 1, case);
                 assert_eq!(world.json("status")["scope"], "endpoints", "{case}");
@@ -1647,8 +1650,8 @@ fn disable_killed_at_any_step_can_be_finished() {
         &world,
         "disable",
         || drop(enable()),
-        |case, step| {
-            if step % 2 == 0 {
+        |case, turn| {
+            if turn % 2 == 0 {
                 enable();
                 world.assert_enabled_once(&cgroup, 1, case);
             }
@@ -1683,10 +1686,10 @@ fn a_drain_killed_at_any_step_can_be_finished() {
                 world.warm_up(pair, "enabled");
             }
         },
-        |case, step| {
+        |case, turn| {
             let pairs = pairs.borrow();
             send_all(&pairs[1].client, b"unread", deadline);
-            if step % 3 == 0 {
+            if turn % 3 == 0 {
                 // On again, and what is still enrolled is redirected as before.
                 world.enable(&cgroup, "").ok();
                 world.assert_enabled_once(&cgroup, 0, case);
@@ -1740,12 +1743,12 @@ fn a_drain_of_another_layout_killed_at_any_step_can_be_finished() {
             world.warm_up(&pair.borrow(), "enabled");
             layout::number(&dir, layout::OTHER);
         },
-        |case, step| {
+        |case, turn| {
             let pair = pair.borrow();
             // Redirected still, unless it has been drained.
             send_all(&pair.client, b"unread", deadline);
             let mut got = [0; 6];
-            if step % 3 == 2 {
+            if turn % 3 == 2 {
                 let told = world.json("disable --now");
                 // All of it or nothing: by TCP, where the direction had been cut.
                 send_all(&pair.client, b"after!", deadline);
@@ -1785,14 +1788,14 @@ fn upgrade_killed_at_any_step_can_be_finished() {
         &world,
         "upgrade --again",
         || {},
-        |case, step| {
+        |case, turn| {
             // What is half done works.
             let between = Pair::new();
             for _ in 0..4 {
                 round_trip(&pair);
                 round_trip(&between);
             }
-            if step % 2 == 0 {
+            if turn % 2 == 0 {
                 world.enable(&cgroup, "").ok();
             }
             world.sh("upgrade").ok();
@@ -1869,12 +1872,12 @@ fn taking_a_cgroup_out_killed_at_any_step_can_be_finished() {
                     leaving.read_unread("before");
                 }
             },
-            |case, step| {
+            |case, turn| {
                 let (mut staying, mut leaving) = (staying.borrow_mut(), leaving.borrow_mut());
                 let leaving = leaving.as_mut().expect("a connection");
                 staying.leave_unread();
                 leaving.leave_unread();
-                if step % 2 == 0 {
+                if turn % 2 == 0 {
                     world.enable(&out, "").ok();
                     world.assert_enabled_once(&out, 0, case);
                     leaving.read_unread(case);
@@ -1931,10 +1934,10 @@ fn dropping_what_a_cgroup_has_killed_at_any_step_drops_nothing_else() {
             let all = [&mut *staying].into_iter().chain(leaving.iter_mut());
             world.leave_unread(&mut all.collect::<Vec<_>>(), "before");
         },
-        |case, step| {
+        |case, turn| {
             let (mut staying, mut leaving) = (staying.borrow_mut(), leaving.borrow_mut());
             staying.leave_unread();
-            if step % 2 == 0 {
+            if turn % 2 == 0 {
                 world.enable(&out, "").ok();
                 world.assert_enabled_once(&out, 0, case);
             }
@@ -2074,12 +2077,12 @@ fn apply_that_takes_a_cgroup_out_killed_at_any_step_is_finished_by_the_next() {
             let leaving = leaving.insert(world.between(&kept, &out, "leaving", 1));
             world.leave_unread(&mut [&mut staying, leaving], "before");
         },
-        |case, step| {
+        |case, turn| {
             let (mut staying, mut leaving) = (staying.borrow_mut(), leaving.borrow_mut());
             let leaving = leaving.as_mut().expect("a connection");
             staying.leave_unread();
             leaving.leave_unread();
-            if step % 3 == 0 {
+            if turn % 3 == 0 {
                 world.sh(&from).ok();
                 let mut again = world.between(&kept, &out, "again", 2);
                 again.exchange(1);
@@ -2093,7 +2096,7 @@ fn apply_that_takes_a_cgroup_out_killed_at_any_step_is_finished_by_the_next() {
             round_trip(&Pair::between(&out, &out));
             assert_eq!(world.json("stats")["seen"], seen, "{case}");
             leaving.read_unread(case);
-            world.sh(if step % 2 == 0 { &to } else { &disable }).ok();
+            world.sh(if turn % 2 == 0 { &to } else { &disable }).ok();
             assert_plain(&probe, &leaving.pair, case);
             leaving.exchange(1);
             assert_eq!(attached_to(out.path()), NONE, "{case}");
@@ -2132,6 +2135,48 @@ fn apply_that_brings_a_cgroup_back_killed_at_any_step_is_finished_by_the_next() 
             returning.read_unread(case);
             world.leave_unread(&mut [returning], case);
             returning.read_unread(case);
+        },
+    );
+}
+
+/// The second one came no further than to move the pins back.
+#[test]
+fn apply_finishes_what_two_killed_commands_have_begun() {
+    let world = World::new();
+    let [kept, other] = ["kept", "other"].map(Cgroup::new);
+    let both = world.apply_words("both.toml", &[&kept, &other], "");
+    let one = world.apply_words("one.toml", &[&kept], "");
+    let dir = world.bpffs.base().join("default");
+    let id = fs::metadata(other.path()).expect("a cgroup").ino();
+    let [enabled, draining] = ["cgroup", "draining"].map(|kind| dir.join(format!("{kind}-{id}")));
+    let move_pins = |from: &Path, to: &Path| match fs::rename(from, to) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        moved => moved.expect("rename"),
+    };
+    let disable = format!("disable --cgroup {}", other.path().display());
+    world.sh(&both).ok();
+    kill_at_each_step(
+        &world,
+        &disable,
+        || drop(world.sh(&both).ok()),
+        |case, _| {
+            move_pins(&draining, &enabled);
+            world.sh(&both).ok();
+            assert_eq!(world.json(&both)["changed"], false, "{case}");
+            drop(world.between(&kept, &other, case, 0));
+        },
+    );
+    kill_at_each_step(
+        &world,
+        &enable_words(&other, ""),
+        || drop(world.sh(&one).ok()),
+        |case, _| {
+            move_pins(&enabled, &draining);
+            world.sh(&one).ok();
+            assert_eq!(world.json(&one)["changed"], false, "{case}");
+            let seen = world.json("stats")["seen"].clone();
+            round_trip(&Pair::between(&other, &other));
+            assert_eq!(world.json("stats")["seen"], seen, "{case}");
         },
     );
 }

@@ -35,6 +35,7 @@ use common::pattern::Pattern;
 use common::plain::Probe;
 use common::plain::assert_gone;
 use common::plain::map_ids;
+use common::privileges::sockaccel_with;
 use common::process::Process;
 use common::raw;
 use common::raw::Answering;
@@ -799,7 +800,25 @@ fn a_socket_connected_again_while_it_drains_sees_nothing_old() {
     Probe::new().assert_plain(&old.client, "connected again");
 }
 
-/// Namespaces and cgroups may go while connections live in them.
+/// Who may not load programs cannot make it again either.
+#[test]
+fn what_is_unread_is_waited_for_where_a_pin_is_missing() {
+    let [leaving, lasting] = ["drain-pins", "drain-whole"].map(Cgroup::new);
+    let instance = Instance::try_enable(&[&leaving, &lasting], &[]).expect("enable");
+    let pair = unread_in(&instance, &leaving);
+    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    fs::remove_file(dir.join("sa_sockops_off")).expect("rm");
+    let path = leaving.path().to_str().expect("UTF-8");
+    let disable = ["disable", "--instance", instance.name(), "--timeout", "0"];
+    let ran = sockaccel_with(&[], &[&disable[..], &["--cgroup", path]].concat());
+    assert_eq!(ran.code, Some(7), "{ran:?}");
+    assert!(ran.stderr.contains("6 bytes unread"), "{ran:?}");
+    read_unread(&pair, b"unread");
+    sockaccel_with(&[], &[&disable[..], &["--cgroup", path]].concat()).ok();
+    Probe::new().assert_plain(&pair.server, "drained");
+    round_trip(&pair);
+}
+
 #[test]
 fn a_draining_cgroup_that_was_removed_ends_with_the_next_enable() {
     let [removed, lasting] = ["drain-removed", "drain-lasting"].map(Cgroup::new);
@@ -812,7 +831,7 @@ fn a_draining_cgroup_that_was_removed_ends_with_the_next_enable() {
     drop(removed);
     let enable_again = || drop(instance.enable_more(&[&lasting], &[]).ok());
     enable_again();
-    let hint = "It ends with the next enable or disable, once all is read or closed";
+    let hint = "It ends with the next enable or apply, once all is read or closed";
     let told = instance.run(&["status"]).ok().stdout;
     assert!(told.contains(hint), "{told}");
     read_unread(&pair, b"unread");
@@ -822,6 +841,7 @@ fn a_draining_cgroup_that_was_removed_ends_with_the_next_enable() {
     round_trip(&pair);
 }
 
+/// Namespaces and cgroups may go while connections live in them.
 #[test]
 fn what_is_around_a_connection_may_be_gone() {
     let [cgroup, other] = ["drain-gone", "drain-other"].map(Cgroup::new);

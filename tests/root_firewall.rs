@@ -12,6 +12,7 @@ use common::deadline::Deadline;
 use common::instance::Instance;
 use common::netns::Netns;
 use common::pair::Pair;
+use common::raw;
 use common::stream::recv_all;
 use common::stream::send_all;
 use common::warm::round_trip;
@@ -28,8 +29,11 @@ use zerocopy::IntoBytes as _;
 const LONG: u64 = 60_001;
 
 /// Counts, and then does something with, the messages for the server of a pair. Bare
-/// acknowledgements of what went before have no PSH.
+/// acknowledgements of what went before have no PSH, and nothing of it is sent again.
 fn add_rule(netns: &Netns, pair: &Pair, then: &str) {
+    Deadline::seconds(20).until("all acknowledged", || {
+        raw::unacknowledged(&pair.client) == 0
+    });
     let port = pair.server.local_addr().expect("getsockname").port();
     netns.run(
         "nft",

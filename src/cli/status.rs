@@ -113,7 +113,7 @@ impl Draining {
                 _ if ends => {}
                 Some(path) => lines.push(remedy(&format!(" --cgroup {}", quoted(path)))),
                 None => lines.push(
-                    "  It ends with the next enable or disable, once all is read or closed".into(),
+                    "  It ends with the next enable or apply, once all is read or closed".into(),
                 ),
             }
         }

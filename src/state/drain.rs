@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use libbpf_rs::Program;
+use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
+
 use super::dir::{Place, remove_tree};
 use super::instance::{Change, Instance, cgroup_dir, open_pin};
 use crate::error::{Error, Result, on};
@@ -288,15 +291,6 @@ impl Instance {
         if attached.is_empty() {
             self.switch_off()?;
         }
-        for id in self.draining()? {
-            let pin = draining_dir(self, id).join("sa_sockops");
-            run_program(&dir, &pin, "sa_sockops_off")?;
-        }
-        // One of another layout tells in its own way, or not at all.
-        if self.refuse_other_version().is_ok() {
-            self.note_leaving(None)?;
-        }
-        // Last, and of each cgroup after its link: see is_reconciled().
         let cgroups = self.table::<u64, u32>("sa_cgroups")?;
         for (id, _) in cgroups.entries()? {
             if !attached.contains(&id) {
@@ -304,29 +298,56 @@ impl Instance {
             }
         }
         for id in attached {
+            cgroups.set(&id, &1)?;
             let pin = cgroup_dir(&dir, id).join("sa_sockops");
             run_program(&dir, &pin, "sa_sockops")?;
-            cgroups.set(&id, &1)?;
         }
-        Ok(())
+        for id in self.draining()? {
+            let pin = draining_dir(self, id).join("sa_sockops");
+            run_program(&dir, &pin, "sa_sockops_off")?;
+        }
+        match self.refuse_other_version() {
+            // It tells in its own way, or not at all.
+            Err(_) => Ok(()),
+            Ok(()) => self.note_leaving(None),
+        }
     }
 
-    /// Whether [`Self::reconcile`], and [`Self::keep`] after it, came to their end after
-    /// cgroups had come or gone. A table that somebody has unpinned is for `repair` to
-    /// find.
+    /// Whether tables and links say what the directories say, and [`Self::keep`] came to
+    /// its end after that. What somebody has unpinned is for `repair` to find.
     pub(super) fn is_reconciled(&self) -> Result<bool> {
+        match self.says_what_is_there() {
+            Err(error) if error.is_not_found() => Ok(true),
+            says => says,
+        }
+    }
+
+    fn says_what_is_there(&self) -> Result<bool> {
         let attached = self.cgroups()?;
-        let ids = |name| {
+        let ids = |name| -> Result<Vec<u64>> {
             let entries = self.table::<u64, u32>(name)?.entries()?;
             Ok(entries.into_iter().map(|(id, _)| id).collect())
         };
-        let known = ids("sa_cgroups").and_then(|known: Vec<u64>| Ok((known, ids("sa_leaving")?)));
-        let (mut known, leaving) = match known {
-            Err(error) if Error::is_not_found(&error) => return Ok(true),
-            known => known?,
-        };
+        let mut known = ids("sa_cgroups")?;
         known.sort_unstable();
-        Ok(known == attached && !leaving.iter().any(|id| attached.contains(id)))
+        let leaving = ids("sa_leaving")?;
+        if known != attached || leaving.iter().any(|id| attached.contains(id)) {
+            return Ok(false);
+        }
+        let dir = self.dir();
+        let on = attached
+            .iter()
+            .map(|id| (cgroup_dir(&dir, *id), "sa_sockops"));
+        let draining = self.draining()?;
+        let off = draining
+            .iter()
+            .map(|id| (draining_dir(self, *id), "sa_sockops_off"));
+        for (pins, program) in on.chain(off) {
+            if !runs_program(&dir, &pins.join("sa_sockops"), program)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The cgroups whose sockets are on their way out.
@@ -463,4 +484,17 @@ pub(super) fn run_program(dir: &Path, pin: &Path, program: &str) -> Result<()> {
         Err(e) if e.raw_os_error() == Some(nix::libc::ENOLINK) => Ok(()),
         done => done.map_err(on("update link", pin)),
     }
+}
+
+/// Whether it does; also where its cgroup is gone, and nothing runs.
+fn runs_program(dir: &Path, pin: &Path, program: &str) -> Result<bool> {
+    let link = open_pin(pin)?;
+    let pinned = dir.join(program);
+    let program = open_pin(&pinned)?;
+    let info = LinkInfo::from_fd(link.as_fd())
+        .map_err(|e| Error::bpf("ask link", pin.display().to_string(), &e))?;
+    let id = Program::id_from_fd(program.as_fd())
+        .map_err(|e| Error::bpf("ask program", pinned.display().to_string(), &e))?;
+    let gone = matches!(&info.info, LinkTypeInfo::Cgroup(cgroup) if cgroup.cgroup_id == 0);
+    Ok(gone || info.prog_id == id)
 }

@@ -223,7 +223,8 @@ impl Instance {
 
     /// Whether the last command that changed it came to its end.
     pub fn is_settled(&self) -> Result<bool> {
-        Ok(self.is_reconciled()? && self.config()?.enabled != 0 && self.is_whole()?)
+        let on = self.config()?.enabled != 0 || self.cgroups()?.is_empty();
+        Ok(on && self.is_reconciled()? && self.is_whole()?)
     }
 
     /// Makes the instance what `to` says, building it where there is none. These
@@ -240,7 +241,7 @@ impl Instance {
         let (from, whole) = (instance.setup()?, instance.is_whole()?);
         if from == *to && instance.is_settled()? {
             // As `enable` does for what drains and has been read since.
-            return instance.keep().map(|()| Difference::default());
+            return instance.settle().map(|()| Difference::default());
         }
         from.check_fixed(to, place)?;
         instance
