@@ -18,6 +18,7 @@ use std::thread;
 use common::cgroup::Cgroup;
 use common::cgroup::Joined;
 use common::deadline::Deadline;
+use common::deadline::PATIENCE;
 use common::instance::Instance;
 use common::instance::Ran;
 use common::instance::Stats;
@@ -382,7 +383,7 @@ fn policy_changes_under_traffic_lose_and_reorder_nothing() {
     let done = AtomicBool::new(false);
     let flips = AtomicU32::new(0);
     let before = bed.instance.stats();
-    let limit = Deadline::seconds(120);
+    let limit = Deadline::seconds(120 * u64::from(*PATIENCE));
     thread::scope(|scope| {
         let flipper = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) && !limit.passed() {

@@ -88,7 +88,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     if needs_leave(now.as_ref(), &wanted) {
         ask_leave(context, &wanted, &name)?;
     }
-    let did = Instance::apply(&context.place, &wanted, &cgroups)?;
+    let did = Instance::apply(&context.place, &wanted, &cgroups, now.is_none())?;
     tell(context, &did, None, !did.lines.is_empty() || !settled)
 }
 
@@ -137,7 +137,8 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
             Refusal::KnownBadKernel { .. } => Risk::KnownBadKernel,
             // The way out is this command, not `enable`.
             Refusal::Privileges { missing, .. } => return doctor::lacks(&missing),
-            other => return other.into(),
+            Refusal::Forbidden { error, .. } => return doctor::forbidden(&error),
+            other @ Refusal::Lacks { .. } => return other.into(),
         };
         Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))
     })?;

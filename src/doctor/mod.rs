@@ -153,10 +153,20 @@ pub fn before_adopting() -> crate::error::Result<()> {
 fn all_held(needed: &[Capability]) -> crate::error::Result<()> {
     let missing = privileges::missing_of(needed);
     if missing.is_empty() {
-        return Ok(());
+        return privileges::bpf_permitted().map_err(|error| forbidden(&error.to_string()));
     }
     let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
     Err(lacks(&names))
+}
+
+/// The kernel does not let a command other than `enable` and `run` use BPF.
+pub fn forbidden(error: &str) -> Error {
+    Error::Privileges(format!(
+        "the kernel forbids this process to create a BPF map ({error}),\n  \
+         although it has the capabilities: a user namespace, a seccomp filter or a security \
+         module stands between.\n  \
+         Nothing was changed. Outside of the container it can be done."
+    ))
 }
 
 /// A command other than `enable` and `run` lacks these capabilities.

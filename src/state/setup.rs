@@ -227,11 +227,15 @@ impl Instance {
         Ok(on && self.is_reconciled()? && self.is_whole()?)
     }
 
-    /// Makes the instance what `to` says, building it where there is none. These
-    /// are the open cgroups of `to`. What fails leaves what was, or says so.
-    pub fn apply(place: &Place, to: &Setup, cgroups: &[Cgroup]) -> Result<Difference> {
+    /// Makes the instance what `to` says, building it where there is none and one may be
+    /// `made`. These are the open cgroups of `to`. What fails leaves what was, or says so.
+    pub fn apply(place: &Place, to: &Setup, cgroups: &[Cgroup], made: bool) -> Result<Difference> {
         let lock = place.write()?;
         if !place.exists()? {
+            if !made {
+                // It was there when the risks of the change were looked at.
+                return Err(place.absent());
+            }
             let all: Vec<&Cgroup> = cgroups.iter().collect();
             Self::make(place, lock, &all, &to.settings(), &to.tables)?;
             return Ok(Difference::between(None, Some(to)));
