@@ -232,7 +232,7 @@ fn upgrade_apply_and_run_need_what_is_documented_and_no_more() {
     let allow = "--allow fionread,known-bad-kernel";
     documented(
         "`apply`",
-        "as `enable` where a cgroup is added or another risk accepted, else none",
+        "as `enable` where a cgroup is added, another risk accepted or a missing pin made again, else none",
     );
     with_tracefs(|| {
         let enable = format!("enable {allow} --cgroup {}", path(&cgroup));

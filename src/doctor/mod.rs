@@ -138,7 +138,8 @@ pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refu
 /// Names what is missing. The kernel would answer EINVAL to some of it, and load
 /// programs that take event loops for blocking readers without the rest.
 pub fn before_replacing() -> crate::error::Result<()> {
-    all_held(&privileges::TO_REPLACE)
+    all_held(&privileges::TO_REPLACE)?;
+    privileges::bpf_permitted().map_err(|error| forbidden(&error.to_string()))
 }
 
 /// Whether connections can be adopted.
@@ -153,7 +154,7 @@ pub fn before_adopting() -> crate::error::Result<()> {
 fn all_held(needed: &[Capability]) -> crate::error::Result<()> {
     let missing = privileges::missing_of(needed);
     if missing.is_empty() {
-        return privileges::bpf_permitted().map_err(|error| forbidden(&error.to_string()));
+        return Ok(());
     }
     let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
     Err(lacks(&names))
