@@ -127,6 +127,19 @@ impl World {
         assert_eq!(messages, 2 * all.len() as u64, "{when}: {}", status());
     }
 
+    /// One cgroup is out and its connection goes on; the other is in, and has all of its.
+    fn assert_one_left(
+        &self,
+        (out, left): (&Cgroup, &mut Tagged),
+        (kept, staying): (&Cgroup, &mut Tagged),
+        case: &str,
+    ) {
+        left.exchange(1);
+        assert_eq!(attached_to(out.path()), NONE, "{case}");
+        self.assert_enabled_once(kept, 0, case);
+        staying.read_unread(case);
+    }
+
     /// Writes such a file; the command that applies it.
     fn apply_words(&self, name: &str, cgroups: &[&Cgroup], text: &str) -> String {
         let path = self.bpffs.dir().join(name);
@@ -1892,10 +1905,7 @@ fn taking_a_cgroup_out_killed_at_any_step_can_be_finished() {
                 leaving.read_unread(case);
                 world.sh(&disable).ok();
                 assert_plain(&probe, &leaving.pair, case);
-                leaving.exchange(1);
-                assert_eq!(attached_to(out.path()), NONE, "{case}");
-                world.assert_enabled_once(&kept, 0, case);
-                staying.read_unread(case);
+                world.assert_one_left((&out, leaving), (&kept, &mut staying), case);
             },
         );
     }
@@ -2098,10 +2108,7 @@ fn apply_that_takes_a_cgroup_out_killed_at_any_step_is_finished_by_the_next() {
             leaving.read_unread(case);
             world.sh(if turn % 2 == 0 { &to } else { &disable }).ok();
             assert_plain(&probe, &leaving.pair, case);
-            leaving.exchange(1);
-            assert_eq!(attached_to(out.path()), NONE, "{case}");
-            world.assert_enabled_once(&kept, 0, case);
-            staying.read_unread(case);
+            world.assert_one_left((&out, leaving), (&kept, &mut staying), case);
         },
     );
     world.leave_unread(&mut [&mut staying.borrow_mut()], "after");
