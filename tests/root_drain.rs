@@ -690,7 +690,7 @@ fn blocked_senders_lose_nothing() {
 }
 
 const CONNECTIONS: usize = 12;
-const MESSAGES: u64 = 200;
+const MESSAGES: u64 = 1000;
 
 fn size_of_message(n: u64) -> usize {
     1 + usize::try_from(n * 37 % 3000).expect("small")
@@ -740,7 +740,7 @@ fn throttled_senders_lose_nothing() {
         sender.say(&port.to_string());
     }
     drop(joined);
-    let redirected = thread::scope(|scope| {
+    let (redirected, switched) = thread::scope(|scope| {
         let servers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
@@ -759,20 +759,28 @@ fn throttled_senders_lose_nothing() {
                 })
             })
             .collect();
-        let mut redirected = 0;
-        while servers.iter().any(|server| !server.is_finished()) {
+        let (mut redirected, mut switched) = (0, 0);
+        let more_to_come = || servers.iter().any(|server| !server.is_finished());
+        // The first time whatever it takes: what connects while it is off is passed over.
+        while redirected == 0 && more_to_come() {
+            thread::sleep(Duration::from_millis(10));
+            redirected = instance.stats().redirected_bytes();
+        }
+        while more_to_come() {
             thread::sleep(Duration::from_millis(50));
             redirected += instance.stats().redirected_bytes();
             let ran = disable(&instance, &["--timeout", "0"]);
             assert!(matches!(ran.code, Some(0 | 7)), "{ran:?}");
             instance.enable_more(&[&cgroup], &[]).ok();
+            switched += 1;
         }
-        redirected
+        (redirected, switched)
     });
     for sender in &mut senders {
         assert_eq!(sender.hear(), "all sent");
     }
     assert!(redirected > 0, "nothing was redirected");
+    assert!(switched > 0, "it was over before it was disabled");
 }
 
 /// The guard against a second connect(2) works until the end of the drain.
