@@ -175,6 +175,12 @@ impl Error {
     }
 }
 
+impl From<crate::doctor::Denied> for Error {
+    fn from(denied: crate::doctor::Denied) -> Self {
+        Self::Privileges(denied.to_string())
+    }
+}
+
 impl From<crate::doctor::UnknownRisk> for Error {
     fn from(error: crate::doctor::UnknownRisk) -> Self {
         Self::Usage(error.to_string())

@@ -306,19 +306,33 @@ fn inside_looking_for_cgroups() {
 #[test]
 fn in_a_user_namespace_it_is_refused() {
     let cgroup = Cgroup::new("userns");
-    let ran = Ran::of(
+    let path = cgroup.path().display().to_string();
+    let texts = [
+        "the kernel forbids this process to create a BPF map",
+        "a user namespace",
+    ];
+    let enable = in_user_namespace(&["enable", "--allow", "fionread", "--cgroup", &path]);
+    assert_fails(&enable, 6, &texts);
+    let way_out = format!(
+        "Outside of the container:  sudo sockaccel enable --allow fionread --cgroup {path}\n"
+    );
+    assert_fails(&enable, 6, &[&way_out]);
+
+    let instance = Instance::enable(&cgroup, &[]);
+    for command in [&["adopt"][..], &["upgrade", "--again"]] {
+        let words = [command, &["--instance", instance.name()]].concat();
+        let way_out = format!("container:  sudo sockaccel {}\n", words.join(" "));
+        let ran = in_user_namespace(&words);
+        assert_fails(&ran, 6, &[&texts[..], &[&way_out]].concat());
+    }
+}
+
+fn in_user_namespace(args: &[&str]) -> Ran {
+    Ran::of(
         Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount", "--cgroup", "--net"])
             .args(["--pid", "--fork", "--mount-proc"])
             .arg(env!("CARGO_BIN_EXE_sockaccel"))
-            .args(["enable", "--allow", "fionread", "--cgroup"])
-            .arg(cgroup.path()),
-    );
-    let texts = [
-        "the kernel forbids this process to create a BPF map",
-        "a user namespace",
-        "Outside of the container:  sudo sockaccel enable",
-    ];
-    assert_fails(&ran, 6, &texts);
-    assert!(fs::read_dir(cgroup.path()).is_ok());
+            .args(args),
+    )
 }

@@ -29,6 +29,7 @@ use common::stream::recv_some;
 use common::stream::send_all;
 use serde_json::Value;
 use sockaccel::doctor;
+use sockaccel::doctor::Denied;
 use sockaccel::doctor::Refusal;
 use sockaccel::doctor::Risk;
 use sockaccel::doctor::features;
@@ -298,6 +299,9 @@ fn root_of_a_user_namespace_is_refused() {
 #[ignore = "run by root_of_a_user_namespace_is_refused"]
 fn inside_of_a_user_namespace() {
     let refusal = doctor::before_enable(CGROUP, ALL).expect_err("bpf(2) is forbidden here");
-    assert!(matches!(refusal, Refusal::Forbidden { .. }), "{refusal}");
+    assert!(
+        matches!(refusal, Refusal::Denied(Denied::Forbidden(_))),
+        "{refusal}"
+    );
     assert_eq!(refusal.exit_code(), 6);
 }

@@ -135,9 +135,8 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
         let risk = match refusal {
             Refusal::Fionread { .. } => Risk::Fionread,
             Refusal::KnownBadKernel { .. } => Risk::KnownBadKernel,
-            // The way out is this command, not `enable`.
-            Refusal::Privileges { missing, .. } => return doctor::lacks(&missing),
-            Refusal::Forbidden { error, .. } => return doctor::forbidden(&error),
+            // It is not `enable` that was refused.
+            Refusal::Denied(denied) => return denied.into(),
             other @ Refusal::Lacks { .. } => return other.into(),
         };
         Error::Refused(format!("{refusal}\n  Or in {name}:  allow = [\"{risk}\"]"))

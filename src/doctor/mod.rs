@@ -22,7 +22,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use caps::Capability;
+use libbpf_rs::MapType;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -34,6 +34,7 @@ use finding::Verdict;
 pub use fionread::Fionread;
 use guard::Guard;
 use guard::Stop;
+pub use privileges::Denied;
 pub use refusal::Refusal;
 pub use refusal::WayOut;
 pub use risk::Risk;
@@ -43,8 +44,6 @@ use versions::Bug;
 use versions::Kernel;
 use versions::Severity;
 
-use crate::error::Error;
-use crate::remedy::as_root;
 use crate::state::Place;
 
 /// Every probe's result.
@@ -91,7 +90,7 @@ pub fn examine() -> Report {
         warnings: Vec::new(),
     };
     if missing.is_empty() {
-        report.forbidden = privileges::bpf_permitted().err().map(|e| e.to_string());
+        report.forbidden = privileges::bpf_permitted(MapType::Sockhash).err();
     }
     if report.usable() {
         report.features = features::probe();
@@ -129,54 +128,6 @@ pub fn before_run(command: &[OsString], allowed: &[Risk]) -> Result<Report, Refu
         Some(refusal) => Err(refusal),
         None => Ok(report),
     }
-}
-
-/// Whether the programs of an instance can be replaced.
-///
-/// # Errors
-///
-/// Names what is missing. The kernel would answer EINVAL to some of it, and load
-/// programs that take event loops for blocking readers without the rest.
-pub fn before_replacing() -> crate::error::Result<()> {
-    all_held(&privileges::TO_REPLACE)?;
-    privileges::bpf_permitted().map_err(|error| forbidden(&error.to_string()))
-}
-
-/// Whether connections can be adopted.
-///
-/// # Errors
-///
-/// As those of [`before_replacing`].
-pub fn before_adopting() -> crate::error::Result<()> {
-    all_held(&privileges::TO_ADOPT)
-}
-
-fn all_held(needed: &[Capability]) -> crate::error::Result<()> {
-    let missing = privileges::missing_of(needed);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    Err(lacks(&names))
-}
-
-/// The kernel does not let a command other than `enable` and `run` use BPF.
-pub fn forbidden(error: &str) -> Error {
-    Error::Privileges(format!(
-        "the kernel forbids this process to create a BPF map ({error}),\n  \
-         although it has the capabilities: a user namespace, a seccomp filter or a security \
-         module stands between.\n  \
-         Nothing was changed. Outside of the container it can be done."
-    ))
-}
-
-/// A command other than `enable` and `run` lacks these capabilities.
-pub fn lacks(missing: &[String]) -> Error {
-    Error::Privileges(format!(
-        "the process lacks {}\n  Nothing was changed. As root:  {}",
-        missing.join(", "),
-        as_root()
-    ))
 }
 
 /// All that `doctor` found.
@@ -256,16 +207,10 @@ impl Report {
     fn refusal_of(&self, way_out: &WayOut, allowed: &[Risk]) -> Option<Refusal> {
         let way_out = || way_out.clone();
         if !self.missing_capabilities.is_empty() {
-            return Some(Refusal::Privileges {
-                missing: self.missing_capabilities.clone(),
-                way_out: way_out(),
-            });
+            return Some(Denied::Lacks(self.missing_capabilities.clone()).into());
         }
         if let Some(error) = &self.forbidden {
-            return Some(Refusal::Forbidden {
-                error: error.clone(),
-                way_out: way_out(),
-            });
+            return Some(Denied::Forbidden(error.clone()).into());
         }
         let missing: Vec<Feature> = self.features_that(|state| *state == State::Missing);
         if !missing.is_empty() {

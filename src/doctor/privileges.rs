@@ -10,6 +10,7 @@ use libbpf_rs::ErrorKind;
 use libbpf_rs::MapType;
 
 use super::map;
+use crate::remedy::as_root;
 use crate::state::tracefs;
 
 /// Capabilities that enabling needs, in the order they are reported:
@@ -26,7 +27,7 @@ pub const NEEDED: [Capability; 5] = [
 ];
 
 /// What takes programs that are attached to cgroups and sockets.
-pub const TO_REPLACE: [Capability; 4] = [
+const TO_REPLACE: [Capability; 4] = [
     Capability::CAP_BPF,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_PERFMON,
@@ -34,17 +35,31 @@ pub const TO_REPLACE: [Capability; 4] = [
 ];
 
 /// What takes programs that only walk.
-pub const TO_ADOPT: [Capability; 3] = [
+const TO_ADOPT: [Capability; 3] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
     Capability::CAP_SYSLOG,
 ];
 
-/// Those of these that the calling thread lacks.
-pub fn missing_of(needed: &[Capability]) -> Vec<Capability> {
-    let mut missing = missing(symbols_are_hidden());
-    missing.retain(|capability| needed.contains(capability));
-    missing
+/// Why the calling thread may not use BPF as a command has to, before that has
+/// changed anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It lacks the capabilities of these names.
+    #[error(
+        "the process lacks {missing}\n  Nothing was changed. As root:  {command}",
+        missing = .0.join(", "), command = as_root()
+    )]
+    Lacks(Vec<String>),
+    /// It has them, and this is what the kernel answered all the same.
+    #[error(
+        "the kernel forbids this process to create a BPF map ({0}),\n  \
+         although it has the capabilities: a user namespace, a seccomp filter or a security \
+         module stands between.\n  \
+         Nothing was changed. Outside of the container:  {command}",
+        command = as_root()
+    )]
+    Forbidden(String),
 }
 
 /// Those of [`NEEDED`] that the calling thread lacks, where symbols are hidden or
@@ -89,18 +104,46 @@ fn hides(symbols: &str) -> bool {
         .all(|address| address.bytes().all(|digit| digit == b'0'))
 }
 
-/// Does the kernel let this thread create a socket map? Capabilities do not
-/// tell: those of a user namespace do not count here, and a seccomp filter or
-/// a security module may forbid bpf(2) altogether.
+/// Does the kernel let this thread create such a map? Capabilities do not tell: those
+/// of a user namespace do not count here, and a seccomp filter or a security module
+/// may forbid bpf(2) altogether.
 ///
 /// # Errors
 ///
 /// What the kernel answered, if that was about permission.
-pub fn bpf_permitted() -> libbpf_rs::Result<()> {
-    match map::create(MapType::Sockhash) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(error),
+pub fn bpf_permitted(kind: MapType) -> Result<(), String> {
+    match map::create(kind) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(error.to_string()),
         _ => Ok(()),
     }
+}
+
+/// What replacing the programs of an instance takes.
+///
+/// # Errors
+///
+/// The kernel would answer EINVAL to some of what is missing, and load programs that
+/// take event loops for blocking readers without the rest.
+pub fn to_replace() -> Result<(), Denied> {
+    all_held(&TO_REPLACE)?;
+    bpf_permitted(MapType::Sockhash).map_err(Denied::Forbidden)
+}
+
+/// What walking over all sockets takes. A socket map would take `CAP_NET_ADMIN`, too.
+pub fn to_adopt() -> Result<(), Denied> {
+    all_held(&TO_ADOPT)?;
+    bpf_permitted(MapType::LruHash).map_err(Denied::Forbidden)
+}
+
+fn all_held(needed: &[Capability]) -> Result<(), Denied> {
+    let mut missing = missing(symbols_are_hidden());
+    missing.retain(|capability| needed.contains(capability));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Denied::Lacks(
+        missing.iter().map(ToString::to_string).collect(),
+    ))
 }
 
 #[cfg(test)]

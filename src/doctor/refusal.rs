@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::features::Feature;
 use super::fionread;
+use super::privileges::Denied;
 use super::risk::Risk;
 use super::versions::Bug;
 use super::versions::Kernel;
@@ -17,33 +18,9 @@ use crate::remedy::quoted;
 /// object and the way out; the program's name goes in front of them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The process lacks capabilities.
-    #[error(
-        "enable refused: the process lacks {missing}\n  \
-         Nothing was changed. As root:  sudo {command}",
-        missing = missing.join(", "), command = way_out.command()
-    )]
-    Privileges {
-        /// Names of the capabilities.
-        missing: Vec<String>,
-        /// What was asked for.
-        way_out: WayOut,
-    },
-
-    /// It has them, but the kernel does not let it use BPF.
-    #[error(
-        "enable refused: the kernel forbids this process to create a BPF map ({error}),\n  \
-         although it has the capabilities: a user namespace, a seccomp filter or a security \
-         module stands between.\n  \
-         Nothing was changed. Outside of the container:  sudo {command}",
-        command = way_out.command()
-    )]
-    Forbidden {
-        /// What the kernel answered.
-        error: String,
-        /// What was asked for.
-        way_out: WayOut,
-    },
+    /// The process may not use BPF.
+    #[error("enable refused: {0}")]
+    Denied(#[from] Denied),
 
     /// The kernel lacks something that cannot be done without.
     #[error(
@@ -102,7 +79,7 @@ impl Refusal {
     /// Exit status of the command: 6 when privileges are missing, else 3.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Privileges { .. } | Self::Forbidden { .. } => 6,
+            Self::Denied(_) => 6,
             Self::Lacks { .. } | Self::KnownBadKernel { .. } | Self::Fionread { .. } => 3,
         }
     }
@@ -111,11 +88,10 @@ impl Refusal {
     #[must_use]
     pub fn naming(mut self, instance: &str) -> Self {
         match &mut self {
-            Self::Privileges { way_out, .. }
-            | Self::Forbidden { way_out, .. }
-            | Self::KnownBadKernel { way_out, .. }
-            | Self::Fionread { way_out, .. } => way_out.instance = instance_option(instance).into(),
-            Self::Lacks { .. } => {}
+            Self::KnownBadKernel { way_out, .. } | Self::Fionread { way_out, .. } => {
+                way_out.instance = instance_option(instance).into();
+            }
+            Self::Denied(_) | Self::Lacks { .. } => {}
         }
         self
     }
@@ -154,10 +130,6 @@ impl WayOut {
     fn paths(&self) -> String {
         let paths: Vec<String> = self.cgroups.iter().map(|path| quoted(path)).collect();
         paths.join(" or ")
-    }
-
-    fn command(&self) -> String {
-        self.with(&self.allowed)
     }
 
     fn allowing(&self, risk: Risk) -> String {
@@ -282,27 +254,6 @@ sockaccel: enable refused: on this kernel (6.18.44) FIONREAD reports 0 while dat
     #[test]
     fn the_other_forms() {
         let cases = [
-            (
-                Refusal::Privileges {
-                    missing: vec!["CAP_BPF".to_owned(), "CAP_NET_ADMIN".to_owned()],
-                    way_out: way_out(&[]),
-                },
-                6,
-                "\
-enable refused: the process lacks CAP_BPF, CAP_NET_ADMIN
-  Nothing was changed. As root:  sudo sockaccel enable --cgroup /sys/fs/cgroup/web",
-            ),
-            (
-                Refusal::Forbidden {
-                    error: "Operation not permitted (os error 1)".to_owned(),
-                    way_out: way_out(&[Risk::Fionread]),
-                },
-                6,
-                "\
-enable refused: the kernel forbids this process to create a BPF map (Operation not permitted (os error 1)),
-  although it has the capabilities: a user namespace, a seccomp filter or a security module stands between.
-  Nothing was changed. Outside of the container:  sudo sockaccel enable --cgroup /sys/fs/cgroup/web --allow fionread",
-            ),
             (
                 Refusal::Lacks {
                     kernel: "5.4.0".to_owned(),

@@ -52,8 +52,8 @@ fn worst() -> Report {
 fn kind(refusal: Option<&Refusal>) -> &'static str {
     match refusal {
         None => "none",
-        Some(Refusal::Privileges { .. }) => "privileges",
-        Some(Refusal::Forbidden { .. }) => "forbidden",
+        Some(Refusal::Denied(Denied::Lacks(_))) => "privileges",
+        Some(Refusal::Denied(Denied::Forbidden(_))) => "forbidden",
         Some(Refusal::Lacks { .. }) => "lacks",
         Some(Refusal::KnownBadKernel { .. }) => "known-bad-kernel",
         Some(Refusal::Fionread { .. }) => "fionread",

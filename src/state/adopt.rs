@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::dir::Place;
 use super::instance::{Instance, reuse_maps};
 use super::netns::within;
-use crate::doctor;
+use crate::doctor::privileges;
 use crate::error::{Error, Result, on};
 use crate::maps::layout::{self, Adoption, Candidate, ROLE_ACTIVE, ROLE_PASSIVE};
 use crate::maps::sockets;
@@ -48,7 +48,7 @@ pub struct Adopted {
 /// their cgroup was enabled; with `dry_run` only says which.
 pub fn adopt(place: &Place, dry_run: bool) -> Result<Adopted> {
     let instance = Instance::open_to_write(place)?;
-    doctor::before_adopting()?;
+    privileges::to_adopt()?;
     let mut storage = MaybeUninit::uninit();
     let adoption = Adoptions(load(&instance, &mut storage, dry_run)?);
     let adopted = look_and_enrol(&instance, &adoption, dry_run);

@@ -20,7 +20,7 @@ use super::instance::{
     open_map, open_pin, open_programs, pin_maps, pin_programs, reuse_maps,
 };
 use super::observer::Observer;
-use crate::doctor;
+use crate::doctor::privileges;
 use crate::error::{Error, Result, instance_option, on};
 use crate::remedy::anew;
 use crate::sys::bpf::{self, AttachType};
@@ -45,7 +45,7 @@ pub fn upgrade(place: &Place, again: bool) -> Result<Change> {
 impl Instance {
     /// Everything but the maps, as if it had just been made.
     pub(super) fn replace_programs(&self) -> Result<()> {
-        doctor::before_replacing()?;
+        privileges::to_replace()?;
         let dir = self.dir();
         let fresh = dir.join("_programs");
         // Where there is none, the new programs would bring an empty one.
