@@ -617,7 +617,7 @@ fn a_killed_apply_is_safe_and_the_next_one_finishes_it() {
 impl Bed {
     /// As an apply does before it writes the tables.
     fn begin_change(&self) {
-        let pin = Path::new("/sys/fs/bpf/sockaccel").join(self.instance.name());
+        let pin = self.instance.dir();
         let map = MapHandle::from_pinned_path(pin.join("sa_config")).expect("the map");
         let key = 0_u32.to_ne_bytes();
         let bytes = map.lookup(&key, MapFlags::ANY).expect("look up");

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use common::cgroup::mount;
 use common::deadline::Deadline;
+use common::instance::BASE;
 use common::instance::{Ran, sockaccel};
 use common::process::Process;
 
@@ -250,7 +251,7 @@ fn failures_name_the_way_out() {
 
 /// What a benchmark with this pid has made and could leave behind.
 fn traces(pid: u32) -> Vec<PathBuf> {
-    let pins = Path::new("/sys/fs/bpf/sockaccel");
+    let pins = Path::new(BASE);
     [
         (mount(), format!("sockaccel-bench-{pid}-")),
         (pins.to_owned(), format!("bench-{pid}-")),

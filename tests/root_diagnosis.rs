@@ -20,6 +20,7 @@ use common::cgroup::Cgroup;
 use common::cgroup::mount;
 use common::deadline::Deadline;
 use common::deadline::PATIENCE;
+use common::instance::BASE;
 use common::instance::Instance;
 use common::instance::Ran;
 use common::instance::sockaccel;
@@ -65,7 +66,7 @@ fn traces(pid: u32) -> Vec<String> {
     let processes = processes
         .filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
         .filter(|line| line.split('\0').any(|word| word == name));
-    let base = Path::new("/sys/fs/bpf/sockaccel");
+    let base = Path::new(BASE);
     [in_dir(&mount()), in_dir(base)]
         .concat()
         .into_iter()

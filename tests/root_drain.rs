@@ -10,7 +10,6 @@ use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -23,6 +22,7 @@ use common::deadline::Deadline;
 use common::helper;
 use common::helper::Channel;
 use common::helper::Helper;
+use common::instance::BASE;
 use common::instance::Instance;
 use common::instance::Ran;
 use common::netns::Netns;
@@ -393,11 +393,11 @@ fn what_a_killed_disable_has_begun_is_seen_by_one_that_runs() {
     thread::scope(|scope| {
         let disabling = scope.spawn(|| take_out(&instance, &slow, &["--timeout", "20s"]).ok());
         Deadline::seconds(10).until("a drain", || draining(&instance)["cgroups"] != json!([]));
-        let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+        let dir = instance.dir();
         let id = fs::metadata(begun.path()).expect("a cgroup").ino();
         let from = dir.join(format!("cgroup-{id}"));
         {
-            let base = File::open("/sys/fs/bpf/sockaccel").expect("the base directory");
+            let base = File::open(BASE).expect("the base directory");
             let _lock = Flock::lock(base, FlockArg::LockExclusive).expect("flock");
             fs::rename(from, dir.join(format!("draining-{id}"))).expect("rename");
         }
@@ -814,15 +814,16 @@ fn what_is_unread_is_waited_for_where_a_pin_is_missing() {
     let [leaving, lasting] = ["drain-pins", "drain-whole"].map(Cgroup::new);
     let instance = Instance::try_enable(&[&leaving, &lasting], &[]).expect("enable");
     let pair = unread_in(&instance, &leaving);
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let dir = instance.dir();
     fs::remove_file(dir.join("sa_sockops_off")).expect("rm");
     let path = leaving.path().to_str().expect("UTF-8");
-    let disable = ["disable", "--instance", instance.name(), "--timeout", "0"];
-    let ran = sockaccel_with(&[], &[&disable[..], &["--cgroup", path]].concat());
+    let of_it = ["--instance", instance.name(), "--cgroup", path];
+    let disable = [&["disable", "--timeout", "0"][..], &of_it].concat();
+    let ran = sockaccel_with(&[], &disable);
     assert_eq!(ran.code, Some(7), "{ran:?}");
     assert!(ran.stderr.contains("6 bytes unread"), "{ran:?}");
     read_unread(&pair, b"unread");
-    sockaccel_with(&[], &[&disable[..], &["--cgroup", path]].concat()).ok();
+    sockaccel_with(&[], &disable).ok();
     Probe::new().assert_plain(&pair.server, "drained");
     round_trip(&pair);
 }

@@ -5,7 +5,6 @@ mod common;
 
 use std::io::BufRead as _;
 use std::io::BufReader;
-use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -93,7 +92,7 @@ impl Listener {
 }
 
 fn table(instance: &Instance) -> Table<u32, Audience> {
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let dir = instance.dir();
     Table::open(&dir, "sa_audience").expect("the map")
 }
 

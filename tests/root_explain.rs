@@ -434,7 +434,7 @@ fn open_sockets_are_walked_or_read_from_proc() {
     let cgroup = Cgroup::new("explain");
     let outside = Pair::new();
     let instance = Instance::enable(&cgroup, &[]);
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let dir = instance.dir();
     let _joined = cgroup.join();
     let listener = listen(&Options::default());
     let pair = Pair::on(&listener, &Options::default());
@@ -480,7 +480,7 @@ fn open_sockets_are_walked_or_read_from_proc() {
 fn descriptors_of_a_thread_alone_are_not_those_of_its_process() {
     let cgroup = Cgroup::new("explain");
     let instance = Instance::enable(&cgroup, &[]);
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let dir = instance.dir();
     let alone = || {
         unshare(CloneFlags::CLONE_FILES).expect("unshare");
         let pair = Pair::new();

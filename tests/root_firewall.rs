@@ -4,7 +4,6 @@ mod common;
 
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
 use std::process::Command;
 
 use common::cgroup::Cgroup;
@@ -56,8 +55,7 @@ fn has_met_any(netns: &Netns) -> bool {
 
 /// The connection was last on the stack that many jiffies earlier than it was.
 fn age(instance: &Instance, stream: &TcpStream, jiffies: u64) {
-    let base = Path::new("/sys/fs/bpf/sockaccel");
-    let map = MapHandle::from_pinned_path(base.join(instance.name()).join("sa_socks"));
+    let map = MapHandle::from_pinned_path(instance.dir().join("sa_socks"));
     let map = map.expect("sa_socks");
     let key = stream.as_raw_fd().to_ne_bytes();
     let bytes = map.lookup(&key, MapFlags::ANY).expect("a look-up");

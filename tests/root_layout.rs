@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -39,10 +38,6 @@ const OTHERS: [(&str, Make); 2] = [
     ("a longer configuration", layout::lengthen),
 ];
 
-fn dir(instance: &Instance) -> PathBuf {
-    Path::new("/sys/fs/bpf/sockaccel").join(instance.name())
-}
-
 /// Messages that its programs redirect, whatever their layout.
 fn redirected(dir: &Path) -> u64 {
     Stats::read(dir).expect("stats").redirected_messages
@@ -67,7 +62,7 @@ fn make(cgroup: &Cgroup, instance: &Instance, other: Make, case: &str) -> [Pair;
     for pair in &pairs {
         warm_up(instance, pair);
     }
-    let dir = dir(instance);
+    let dir = instance.dir();
     other(&dir);
     let before = redirected(&dir);
     send_all(&pairs[1].client, b"redirected, ", Deadline::seconds(10));
@@ -82,7 +77,7 @@ fn what_is_unread_is_waited_for() {
         let cgroup = Cgroup::new("layout");
         let instance = Instance::enable(&cgroup, &[]);
         let [idle, pair] = make(&cgroup, &instance, other, case);
-        let (dir, ids) = (dir(&instance), map_ids(&instance));
+        let (dir, ids) = (instance.dir(), map_ids(&instance));
         let config = layout::config(&dir);
         let probe = Probe::new();
         assert_refused(&instance.run(&["status"]), &instance, case);
@@ -167,7 +162,7 @@ fn now_drops_what_is_unread_and_says_so() {
         let cgroup = Cgroup::new("layout-now");
         let instance = Instance::enable(&cgroup, &[]);
         let [idle, pair] = make(&cgroup, &instance, other, case);
-        let (dir, ids) = (dir(&instance), map_ids(&instance));
+        let (dir, ids) = (instance.dir(), map_ids(&instance));
         let ran = instance.run(&["disable", "--now", "--json"]).ok();
         let said = "dropped what was unread on 2 sockets or fewer";
         assert!(ran.stderr.contains(said), "{case}: {ran:?}");
@@ -192,7 +187,7 @@ fn whatever_is_not_disable_leaves_it_alone() {
         let cgroup = Cgroup::new("layout-refused");
         let instance = Instance::enable(&cgroup, &[]);
         let [_idle, pair] = make(&cgroup, &instance, other, case);
-        let dir = dir(&instance);
+        let dir = instance.dir();
         let config = layout::config(&dir);
         let path = cgroup.path().display().to_string();
         for words in [
@@ -232,7 +227,7 @@ fn with_missing_pins_it_gets_nothing_of_this_version() {
         let cgroup = Cgroup::new("layout-pins");
         let instance = Instance::enable(&cgroup, &[]);
         let [_idle, pair] = make(&cgroup, &instance, OTHERS[0].1, &case);
-        let (dir, ids) = (dir(&instance), map_ids(&instance));
+        let (dir, ids) = (instance.dir(), map_ids(&instance));
         let find = || {
             let mut pins = pins(&dir).into_iter();
             if link {

@@ -322,7 +322,7 @@ fn an_upgrade_from_another_build_under_traffic() {
     let cgroup = Cgroup::new("build");
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let dir = instance.dir();
     let programs = || instance.run(&["status", "--json"]).ok().json()["programs"].clone();
     let [busy, waiting] = [Pair::new(), Pair::new()];
     for pair in [&busy, &waiting] {

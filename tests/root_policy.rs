@@ -711,7 +711,7 @@ fn a_repeated_command_finishes_what_a_killed_one_began() {
     bed.run("endpoint add 127.0.0.2");
     bed.run("policy add 127.0.0.2 egress any allow");
     bed.redirected("allowed");
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(bed.instance.name());
+    let dir = bed.instance.dir();
     let rules: Table<PolicyKey, Policy> = Table::open(&dir, "sa_policy").expect("the map");
     let (key, value) = rules
         .entries()

@@ -732,7 +732,7 @@ fn connections_fill_the_tables_and_no_more() {
     const PAIRS: usize = 300;
     let cgroup = Cgroup::new("many");
     let instance = Instance::enable(&cgroup, &["--max-sockets", &ROOM.to_string()]);
-    let dir = Path::new("/sys/fs/bpf/sockaccel").join(instance.name());
+    let dir = instance.dir();
     let maps: Vec<PathBuf> = pins(&dir)
         .into_iter()
         .filter(|pin| {

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 
@@ -61,6 +63,9 @@ pub fn sockaccel<S: AsRef<OsStr>>(args: &[S]) -> Ran {
     )
 }
 
+/// Where the usual bpffs has the directories of all instances.
+pub const BASE: &str = "/sys/fs/bpf/sockaccel";
+
 /// An enabled instance; disabled on drop.
 #[derive(Debug)]
 pub struct Instance {
@@ -119,6 +124,11 @@ impl Instance {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its directory of pins.
+    pub fn dir(&self) -> PathBuf {
+        Path::new(BASE).join(&self.name)
     }
 
     /// Any other command on this instance.

@@ -57,9 +57,9 @@ impl Probe {
 
 /// The kernel's ids of an instance's maps.
 pub fn map_ids(instance: &Instance) -> Vec<u32> {
-    let dir = format!("/sys/fs/bpf/sockaccel/{}", instance.name());
+    let dir = instance.dir();
     let ids: Vec<u32> = std::fs::read_dir(&dir)
-        .unwrap_or_else(|e| panic!("{dir}: {e}"))
+        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
         .flatten()
         .filter_map(|entry| MapHandle::from_pinned_path(entry.path()).ok())
         .map(|map| map.info().expect("map info").info.id)
