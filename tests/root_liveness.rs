@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
 use nix::sys::epoll::Epoll;
@@ -21,6 +22,7 @@ use nix::sys::epoll::EpollEvent;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::recv;
+use nix::sys::socket::send;
 use nix::unistd::pipe;
 
 use common::cgroup::Cgroup;
@@ -31,6 +33,7 @@ use common::pair::Options;
 use common::pair::Pair;
 use common::stream::recv_all;
 use common::stream::send_all;
+use common::warm::assert_redirected;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
@@ -107,6 +110,48 @@ fn edge_triggered_readers_are_not_left_behind() {
         }
         assert!(instance.stats().delta(&before, "redirected_messages") > 0);
     }
+}
+
+/// Sends to a receiver that reads so many messages and closes, until that fails.
+fn send_past_close(pair: Pair, messages: usize) {
+    let Pair { client, server } = pair;
+    let deadline = Deadline::seconds(10);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut buffer = [0; 64];
+            for _ in 0..messages {
+                recv_all(&server, &mut buffer, deadline);
+            }
+        });
+        loop {
+            deadline.check("an end");
+            match send(client.as_raw_fd(), &[b'x'; 64], MsgFlags::MSG_NOSIGNAL) {
+                Ok(n) => assert_eq!(n, 64),
+                Err(Errno::EAGAIN) => thread::yield_now(),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => break,
+                Err(other) => panic!("{messages} messages, then {other}"),
+            }
+        }
+    });
+}
+
+/// Also where the message is between its verdict and the receiver's queue.
+#[test]
+fn a_send_while_the_receiver_closes_fails_as_it_does_on_tcp() {
+    const PAIRS: usize = 200;
+    let cgroup = Cgroup::new("closing");
+    let instance = Instance::enable(&cgroup, &["--admission", "all"]);
+    for messages in 0..PAIRS {
+        send_past_close(Pair::new(), messages);
+    }
+    let _joined = cgroup.join();
+    let before = instance.stats();
+    for messages in 0..PAIRS {
+        let pair = Pair::new();
+        (0..10).for_each(|_| round_trip(&pair));
+        send_past_close(pair, messages);
+    }
+    assert_redirected(&before, &instance.stats(), 64 * PAIRS as u64);
 }
 
 /// Pacing and timestamps are the sender's: its own direction leaves.
