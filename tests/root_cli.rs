@@ -1234,7 +1234,9 @@ fn missing_pins_are_made_again() {
         for _ in 0..3 {
             round_trip(&pair);
         }
-        world.sh(if n % 2 == 0 { "upgrade" } else { &enable }).ok();
+        let command = if n % 2 == 0 { "upgrade" } else { &enable };
+        let told = world.sh(&format!("{command} --json")).ok().json();
+        assert_eq!(told["changed"], true, "{case}: {told}");
         assert!(pin.exists(), "{case}");
         world.assert_enabled_once(&cgroup, 0, &case);
         world.warm_up(&pair, &case);

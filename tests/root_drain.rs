@@ -829,25 +829,37 @@ fn what_is_unread_is_waited_for_where_a_pin_is_missing() {
 }
 
 #[test]
-fn a_draining_cgroup_that_was_removed_ends_with_the_next_enable() {
-    let [removed, lasting] = ["drain-removed", "drain-lasting"].map(Cgroup::new);
-    let instance = Instance::try_enable(&[&removed, &lasting], &[]).expect("enable");
-    let pair = unread_in(&instance, &removed);
-    assert_eq!(
-        take_out(&instance, &removed, &["--timeout", "0"]).code,
-        Some(7)
-    );
-    drop(removed);
-    let enable_again = || drop(instance.enable_more(&[&lasting], &[]).ok());
-    enable_again();
-    let hint = "It ends with the next enable or apply, once all is read or closed";
-    let told = instance.run(&["status"]).ok().stdout;
-    assert!(told.contains(hint), "{told}");
-    read_unread(&pair, b"unread");
-    enable_again();
-    assert_drain(&instance, &[]);
-    Probe::new().assert_plain(&pair.server, "removed");
-    round_trip(&pair);
+fn a_drain_whose_cgroup_was_removed_ends_with_the_next_enable_or_apply() {
+    let lasting = Cgroup::new("drain-lasting");
+    let instance = Instance::enable(&lasting, &[]);
+    let scratch = tempfile::tempdir().expect("a directory");
+    let file = scratch.path().join("web.toml");
+    let export = instance.run(&["export"]).ok().stdout;
+    fs::write(&file, export).expect("a file");
+    let apply = ["apply", "--json", "-f", file.to_str().expect("UTF-8")];
+    let enable_again = || instance.enable_more(&[&lasting], &["--json"]);
+    let apply_again = || instance.run(&apply);
+    let commands: [&dyn Fn() -> Ran; 2] = [&enable_again, &apply_again];
+    for again in commands {
+        let removed = Cgroup::new("drain-removed");
+        instance.enable_more(&[&removed], &[]).ok();
+        let pair = unread_in(&instance, &removed);
+        assert_eq!(
+            take_out(&instance, &removed, &["--timeout", "0"]).code,
+            Some(7)
+        );
+        drop(removed);
+        assert_eq!(again().ok().json()["changed"], false);
+        let hint = "It ends with the next enable or apply, once all is read or closed";
+        let told = instance.run(&["status"]).ok().stdout;
+        assert!(told.contains(hint), "{told}");
+        read_unread(&pair, b"unread");
+        assert_eq!(again().ok().json()["changed"], true);
+        assert_drain(&instance, &[]);
+        assert_eq!(again().ok().json()["changed"], false);
+        Probe::new().assert_plain(&pair.server, "removed");
+        round_trip(&pair);
+    }
 }
 
 /// Namespaces and cgroups may go while connections live in them.

@@ -13,7 +13,7 @@ use crate::doctor::{self, Refusal, Risk};
 use crate::error::{Error, Result, on};
 use crate::output::{say, write};
 use crate::spec::{self, Source, Spec};
-use crate::state::{Difference, Instance, Setup};
+use crate::state::{Change, Difference, Instance, Setup};
 
 /// Options of `apply`.
 #[derive(Debug, clap::Args)]
@@ -88,8 +88,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     if needs_leave(now.as_ref(), &wanted) {
         ask_leave(context, &wanted, &name)?;
     }
-    let did = Instance::apply(&context.place, &wanted, &cgroups, now.is_none())?;
-    tell(context, &did, None, !did.lines.is_empty() || !settled)
+    let (did, change) = Instance::apply(&context.place, &wanted, &cgroups, now.is_none())?;
+    tell(context, &did, None, change == Change::Done)
 }
 
 /// Fails as the real one would, after the difference.
@@ -171,8 +171,12 @@ fn tell(
     if difference.lines.is_empty() {
         say(match (changed, dry_run) {
             (false, _) => NOTHING,
-            (true, false) => "What a killed command had begun was finished.",
-            (true, true) => "What a killed command had begun would be finished.",
+            (true, false) => {
+                "It was as the file says; what an earlier command had begun was finished."
+            }
+            (true, true) => {
+                "It is as the file says; what a killed command had begun would be finished."
+            }
         });
         return Ok(());
     }

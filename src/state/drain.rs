@@ -379,8 +379,8 @@ impl Instance {
     }
 
     /// Back in service: the sockets of cgroups that are enabled again. Those of
-    /// the others go on draining.
-    pub(super) fn keep(&self) -> Result<()> {
+    /// the others go on draining, or are done.
+    pub(super) fn keep(&self) -> Result<Change> {
         // The first end of a pair cannot know of the second.
         self.walk(Walk::Keep, None)?;
         self.walk(Walk::Keep, None)?;
@@ -388,9 +388,10 @@ impl Instance {
         self.forget_leaving(|id| attached.contains(id))?;
         for _ in 0..WALKS {
             if self.walk(Walk::Drain, None)?.waiting.is_empty() {
-                return self.finish(None).map(drop);
+                return self.finish(None);
             }
         }
+        let mut change = Change::Nothing;
         // Each takes a walk: what is not come to waits for the next command.
         let start = Instant::now();
         for id in self.draining()? {
@@ -399,10 +400,10 @@ impl Instance {
             }
             let asked = Some(id);
             if self.walk(Walk::Drain, asked)?.waiting.of(asked).is_empty() {
-                self.finish(asked)?;
+                change = change.and(self.finish(asked)?);
             }
         }
-        Ok(())
+        Ok(change)
     }
 
     fn walk(&self, walk: Walk, asked: Option<u64>) -> Result<Found> {

@@ -106,6 +106,17 @@ pub enum Change {
     Nothing,
 }
 
+impl Change {
+    /// After both.
+    #[must_use]
+    pub(super) fn and(self, other: Self) -> Self {
+        match self {
+            Self::Done => Self::Done,
+            Self::Nothing => other,
+        }
+    }
+}
+
 /// An enabled instance, open under a lock.
 #[derive(Debug)]
 pub struct Instance {
@@ -177,8 +188,9 @@ impl Instance {
         let lock = place.write()?;
         if place.exists()? {
             let instance = Self::locked(place, lock);
-            instance.make_whole()?;
-            return instance.extend(&cgroups, settings);
+            let repaired = instance.make_whole()?;
+            let extended = instance.extend(&cgroups, settings)?;
+            return Ok(repaired.and(extended));
         }
         Self::make(place, lock, &cgroups, settings, &Tables::default())?;
         Ok(Change::Done)
@@ -266,8 +278,7 @@ impl Instance {
                 config.generation = config.generation.wrapping_add(1);
             }
         })?;
-        self.settle()?;
-        Ok(change)
+        Ok(change.and(self.settle()?))
     }
 
     /// Attaches to those of these cgroups that are not, also to those that drain.
@@ -297,8 +308,8 @@ impl Instance {
         fs::rename(&pins, draining_dir(self, id)).map_err(on("rename", &pins))
     }
 
-    /// After cgroups have come or gone.
-    pub(super) fn settle(&self) -> Result<()> {
+    /// After cgroups have come or gone; done where a drain came to its end.
+    pub(super) fn settle(&self) -> Result<Change> {
         self.reconcile()?;
         self.keep()
     }

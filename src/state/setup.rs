@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::cgroup::Cgroup;
 use super::dir::Place;
 use super::filters::Filters;
-use super::instance::{Instance, Settings};
+use super::instance::{Change, Instance, Settings};
 use super::tables::Tables;
 use crate::doctor::Risk;
 use crate::error::{Error, Result};
@@ -229,7 +229,13 @@ impl Instance {
 
     /// Makes the instance what `to` says, building it where there is none and one may be
     /// `made`. These are the open cgroups of `to`. What fails leaves what was, or says so.
-    pub fn apply(place: &Place, to: &Setup, cgroups: &[Cgroup], made: bool) -> Result<Difference> {
+    /// Where nothing differs it can still have been repaired, or a drain have ended.
+    pub fn apply(
+        place: &Place,
+        to: &Setup,
+        cgroups: &[Cgroup],
+        made: bool,
+    ) -> Result<(Difference, Change)> {
         let lock = place.write()?;
         if !place.exists()? {
             if !made {
@@ -238,20 +244,21 @@ impl Instance {
             }
             let all: Vec<&Cgroup> = cgroups.iter().collect();
             Self::make(place, lock, &all, &to.settings(), &to.tables)?;
-            return Ok(Difference::between(None, Some(to)));
+            return Ok((Difference::between(None, Some(to)), Change::Done));
         }
         let instance = Self::locked(place, lock);
-        instance.make_whole()?;
+        let repaired = instance.make_whole()?;
         let (from, whole) = (instance.setup()?, instance.is_whole()?);
         if from == *to && instance.is_settled()? {
             // As `enable` does for what drains and has been read since.
-            return instance.settle().map(|()| Difference::default());
+            let drained = instance.settle()?;
+            return Ok((Difference::default(), repaired.and(drained)));
         }
         from.check_fixed(to, place)?;
         instance
             .go(&from, to, true, cgroups)
             .map_err(|error| instance.go_back(&from, whole, error))?;
-        Ok(Difference::between(Some(&from), Some(to)))
+        Ok((Difference::between(Some(&from), Some(to)), Change::Done))
     }
 
     /// From one setup to another in an order in which no connection is judged by
@@ -297,7 +304,7 @@ impl Instance {
             .filter(|cgroup| !from.cgroups.contains_key(&cgroup.id))
             .collect();
         self.attach(&new)?;
-        self.settle()
+        self.settle().map(drop)
     }
 
     /// After a failure: to what was. What cannot be undone is said.
