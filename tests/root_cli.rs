@@ -831,10 +831,20 @@ fn fionread_is_refused_in_the_documented_form() {
         return;
     }
     let kernel = examined.kernel;
+    // 6.1 counts only what came by TCP, 6.18.44 only what was redirected.
+    let (data, reference) = match examined.fionread {
+        sockaccel::doctor::Fionread::Wrong {
+            redirected: true, ..
+        } => (
+            "redirected data",
+            "counted since 929e30f93125 and 04af4efde58a",
+        ),
+        _ => ("data", "bug 929e30f93125, fixed by 04af4efde58a"),
+    };
     let form = format!(
         "\
-sockaccel: enable refused: on this kernel ({kernel}) FIONREAD reports 0 while data waits on an enrolled socket
-  (bug 929e30f93125, fixed by 04af4efde58a). Programs that rely on it can hang: nginx >= 1.17.5, Java NIO, .NET.
+sockaccel: enable refused: on this kernel ({kernel}) FIONREAD reports 0 while {data} waits on an enrolled socket
+  ({reference}). Programs that rely on it can hang: nginx >= 1.17.5, Java NIO, .NET.
   Nothing was changed. If none of them runs in {path}:  sockaccel enable --cgroup {path} --allow fionread
 "
     );
