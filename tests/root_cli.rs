@@ -19,6 +19,7 @@ use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
@@ -1305,6 +1306,8 @@ fn a_bpffs_that_was_unmounted_takes_all_of_it_away() {
     assert_eq!(world.redirected(), before + 1);
     umount2(&world.bpffs.path(), MntFlags::empty()).expect("umount");
     deadline.until("links gone", || attached_to(cgroup.path()) == NONE);
+    // The kernel frees maps a moment after what held them.
+    thread::sleep(Duration::from_secs(1));
     let mut got = [0; 6];
     recv_all(&pair.server, &mut got, deadline);
     assert_eq!(&got, b"unread");

@@ -808,6 +808,23 @@ fn a_socket_connected_again_while_it_drains_sees_nothing_old() {
     Probe::new().assert_plain(&old.client, "connected again");
 }
 
+/// With the last pin goes the program that decides; the table must not, while there
+/// are sockets in it.
+#[test]
+fn what_is_unread_outlives_the_pins() {
+    let cgroup = Cgroup::new("unpinned");
+    let instance = Instance::enable(&cgroup, &[]);
+    let pair = unread_in(&instance, &cgroup);
+    let ids = map_ids(&instance);
+    fs::remove_dir_all(instance.dir()).expect("rm -r");
+    // The kernel frees maps a moment after what held them.
+    thread::sleep(Duration::from_secs(1));
+    read_unread(&pair, b"unread");
+    round_trip(&pair);
+    drop(pair);
+    assert_gone(&ids, "closed");
+}
+
 /// Who may not load programs cannot make it again either.
 #[test]
 fn what_is_unread_is_waited_for_where_a_pin_is_missing() {

@@ -4,9 +4,11 @@
 mod common;
 
 use std::fs;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
@@ -30,6 +32,7 @@ use common::pair::connect;
 use common::pair::listen;
 use common::process::Process;
 use common::rng::Rng;
+use common::stream::recv_all;
 use common::traffic::Direction;
 use common::traffic::Plan;
 use common::traffic::run_end;
@@ -343,6 +346,38 @@ fn verdicts_are_evaluated_once_per_generation() {
         // Of nobody here: but the tables have changed.
         bed.run(&format!("identity add 192.0.2.{generation}/32 5"));
     }
+}
+
+/// Also where the ends of a connection are in the hands of several processes.
+#[test]
+fn processes_that_take_turns_on_a_socket_evaluate_nothing_again() {
+    let bed = Bed::new(&[]);
+    shown(&bed);
+    bed.run("endpoint add 127.0.0.2");
+    bed.run("policy add 127.0.0.2 egress any tcp allow");
+    let socket = bed.pair.client.try_clone().expect("dup");
+    let mut other = Command::new("sh")
+        .args(["-c", r#"while read -r word; do printf %s "$word"; done"#])
+        .stdin(Stdio::piped())
+        .stdout(OwnedFd::from(socket))
+        .spawn()
+        .expect("sh");
+    let mut tell = other.stdin.take().expect("a pipe");
+    let mut turns = || {
+        writeln!(tell, "turn").expect("sh reads");
+        let mut got = [0; 4];
+        recv_all(&bed.pair.server, &mut got, Deadline::seconds(10));
+        assert_eq!(&got, b"turn");
+        round_trip(&bed.pair);
+    };
+    turns();
+    let evaluated = bed.evaluations("127.0.0.2 egress any tcp");
+    let carried = Carried::over(&bed.instance, ROUNDS, turns);
+    let redirected = carried.messages("redirected_messages");
+    assert_eq!(redirected, MESSAGES + ROUNDS, "{}", carried.after.0);
+    assert_eq!(bed.evaluations("127.0.0.2 egress any tcp"), evaluated);
+    drop(tell);
+    assert!(other.wait().expect("wait").success());
 }
 
 /// One connection with random traffic both ways, from CLIENT to SERVER.

@@ -121,11 +121,9 @@ static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 {
 	struct sa_conn *conn;
 	struct sa_side *me;
-	__u32 before;
 
 	if (!st)
 		return;
-	before = st->tgid;
 	sa_note_process(st);
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn)
@@ -135,7 +133,8 @@ static __noinline void sa_new_process(struct sa_sock *st, __u32 tgid)
 		return;
 	me->start_time = st->start_time;
 	me->tgid = tgid;
-	if (before || sa_process_splices(tgid, st->start_time))
+	/* Not otherwise: two that take turns would have all look at each message. */
+	if (sa_process_splices(tgid, st->start_time))
 		sa_observe();
 }
 

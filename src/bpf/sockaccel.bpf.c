@@ -97,6 +97,12 @@ SEC("sk_msg")
 int sa_skmsg(struct sk_msg_md *msg)
 {
 	bpf_tail_call(msg, &sa_programs, 0);
+	/*
+	 * Without pins the kernel empties sa_programs. The table must outlive that:
+	 * with it unread redirected bytes would go. A program holds the maps that it
+	 * names, and each socket in the table this program.
+	 */
+	asm volatile("" ::"r"(&sa_sockhash));
 	return SK_PASS;
 }
 
