@@ -45,6 +45,7 @@ use common::forge::SYN;
 use common::forge::Segment;
 use common::instance::Instance;
 use common::instance::Ran;
+use common::instance::sockaccel;
 use common::netns::Netns;
 use common::pair::Options;
 use common::pair::Pair;
@@ -567,6 +568,44 @@ fn a_directory_that_nobody_made_is_not_used() {
     assert_eq!(pins(&base), Vec::<PathBuf>::new());
     fs::remove_dir_all(&base).expect("as the message says");
     bpffs.sh(&enable).ok();
+}
+
+/// Nor is a link of that name, which would let root's commands clear away what looks
+/// like leftovers somewhere else.
+#[test]
+fn a_link_to_another_directory_is_not_used() {
+    let bpffs = mounted();
+    let cgroup = Cgroup::new("link");
+    let victim = bpffs.dir().join("victim");
+    let precious = victim.join("_precious");
+    fs::create_dir_all(&precious).expect("mkdir");
+    let made = Command::new("ln")
+        .arg("-s")
+        .arg(&victim)
+        .arg(bpffs.base())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .status()
+        .expect("ln");
+    assert!(made.success());
+    let path = cgroup.path().to_str().expect("a path");
+    let enable = format!("enable --allow fionread --cgroup {path}");
+    for words in [&*enable, "status", "endpoint add 10.0.0.1", "disable"] {
+        let ran = bpffs.sh(words);
+        assert_eq!(ran.code, Some(3), "{words}: {}", ran.stderr);
+        let text = format!("{} belongs to user {NOBODY}", bpffs.base().display());
+        assert!(ran.stderr.contains(&text), "{words}: {}", ran.stderr);
+    }
+    assert!(precious.exists());
+    fs::remove_file(bpffs.base()).expect("rm");
+
+    // What is no bpffs at all is not cleared either.
+    fs::create_dir_all(bpffs.dir().join("sockaccel/_precious")).expect("mkdir");
+    let disable = ["disable", "--bpffs", bpffs.dir().to_str().expect("UTF-8")];
+    let ran = sockaccel(&disable);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("is not on a bpffs"), "{}", ran.stderr);
+    assert!(bpffs.dir().join("sockaccel/_precious").exists());
 }
 
 const VICTIM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);

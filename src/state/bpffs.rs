@@ -1,12 +1,13 @@
 //! The bpffs that holds the pins.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -26,6 +27,13 @@ pub fn is_bpffs(dir: &Path) -> Result<bool> {
 /// Makes sure that the directory lies on a bpffs, mounting one if need be: true
 /// when it was.
 pub fn ensure(dir: &Path) -> Result<bool> {
+    if is_bpffs(dir)? {
+        return Ok(false);
+    }
+    // Of two commands at once one mounts. What is locked is below the mount.
+    let _lock = File::open(dir).map_err(on("open", dir)).and_then(|below| {
+        Flock::lock(below, FlockArg::LockExclusive).map_err(|(_, e)| on("lock", dir)(e.into()))
+    })?;
     if is_bpffs(dir)? {
         return Ok(false);
     }

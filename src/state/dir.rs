@@ -9,10 +9,12 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs};
 use nix::unistd::geteuid;
 
 use super::bpffs::{self, Mount};
@@ -88,6 +90,7 @@ impl Place {
     /// Whether the instance is there. Not being allowed to look is an error:
     /// it must not pass for absence.
     pub fn exists(&self) -> Result<bool> {
+        refuse_link(&self.base())?;
         is_there(&self.dir())
     }
 
@@ -152,6 +155,7 @@ impl Place {
     /// The same for what must be enabled already; makes nothing. Also where
     /// only leftovers are there: they are cleared away before it fails.
     pub fn write_existing(&self) -> Result<Lock> {
+        refuse_link(&self.base())?;
         while is_there(&self.base())? {
             match self.lock(FlockArg::LockExclusive) {
                 Err(e) if e.is_not_found() => {}
@@ -179,12 +183,12 @@ impl Place {
 
     fn lock(&self, how: FlockArg) -> Result<Lock> {
         let base = self.base();
-        let dir = File::open(&base).map_err(on("open", &base))?;
+        let dir = open_base(&base)?;
         let metadata = dir.metadata().map_err(on("look at", &base))?;
         check_owner(&base, &metadata)?;
         let inode = metadata.ino();
         let lock = Flock::lock(dir, how).map_err(|(_, e)| on("lock", &base)(e.into()))?;
-        match fs::metadata(&base) {
+        match fs::symlink_metadata(&base) {
             Ok(now) if now.ino() == inode => Ok(Lock {
                 _flock: lock,
                 mount: None,
@@ -209,10 +213,11 @@ impl Place {
     /// Those of readdir(3): only root may look.
     pub fn instances(&self) -> Result<Vec<String>> {
         let base = self.base();
-        let entries = match fs::read_dir(&base) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(on("read", &base))?,
+        match open_base(&base) {
+            Err(e) if e.is_not_found() => return Ok(Vec::new()),
+            opened => opened?,
         };
+        let entries = fs::read_dir(&base).map_err(on("read", &base))?;
         let mut names: Vec<String> = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
@@ -244,7 +249,33 @@ impl Place {
     }
 }
 
-/// Everybody may make directories on a bpffs, as on /tmp. In one that another
+fn refuse_link(base: &Path) -> Result<()> {
+    match fs::symlink_metadata(base) {
+        Ok(found) if found.is_symlink() => check_owner(base, &found),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the directory of all instances itself, not what a symbolic link of its name
+/// leads to: leftovers are cleared away in it.
+fn open_base(base: &Path) -> Result<File> {
+    refuse_link(base)?;
+    let dir = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(base)
+        .map_err(on("open", base))?;
+    let lies_on = fstatfs(dir.as_fd()).map_err(|e| on("look at", base)(e.into()))?;
+    if lies_on.filesystem_type() != BPF_FS_MAGIC {
+        return Err(Error::Failed(format!(
+            "{} is not on a bpffs\n  Name a directory that is one with --bpffs DIR.",
+            base.display()
+        )));
+    }
+    Ok(dir)
+}
+
+/// Everybody may make directories and links on a bpffs, as on /tmp. In one that another
 /// user made, that user could take every pin away, or hold the lock for ever.
 fn check_owner(base: &Path, metadata: &fs::Metadata) -> Result<()> {
     let owner = metadata.uid();
