@@ -271,7 +271,7 @@ fn the_exit_status_is_the_commands_or_as_env_has_it() {
     assert_eq!(nobody.status.code(), Some(125), "{nobody:?}");
     let said = stderr(&nobody);
     assert!(
-        said.contains("sudo sockaccel run --allow fionread -- true"),
+        said.contains("--allow fionread --json -- true\\n"),
         "{said}"
     );
     assert!(nobody.stdout.is_empty(), "{nobody:?}");
@@ -505,6 +505,70 @@ fn processes_that_go_on_are_told_and_go_on_as_plain_tcp() {
     assert!(redirected >= Some(u64::from(ROUNDS)), "{summary}");
 }
 
+/// A background job of sh has no stdin but by another descriptor.
+const IN_THE_BACKGROUND: [&str; 3] = [
+    "sh",
+    "-c",
+    "exec 3<&0; \"$0\" \"$@\" <&3 & exec 3<&-; sleep 1000 & trap \"kill $!\" TERM; wait $!; exit 1",
+];
+
+#[test]
+fn what_a_process_that_goes_on_has_not_read_is_kept() {
+    let place = Place::new();
+    let mut command = place.run_told("s", &[]);
+    command.args(IN_THE_BACKGROUND);
+    let mut helper = Helper::start_under(command, "unread");
+    assert_eq!(helper.hear(), "sent");
+    helper.signal(Signal::SIGTERM);
+    assert_eq!(helper.wait(), 1);
+    let summary = place.summary("s");
+    // The other end waits, too.
+    assert_eq!(summary["draining_sockets"], 2, "{summary}");
+    let instance = summary["instance"].as_str().expect("a name");
+    assert_eq!(place.instances(), [instance]);
+    assert_eq!(cgroup_of(instance), Vec::<PathBuf>::new());
+    // Not yet.
+    place.sweep();
+    assert_eq!(place.instances(), [instance]);
+    exchange(&mut helper);
+    let said = stderr(&place.sweep());
+    assert!(said.contains("an earlier run had left"), "{said}");
+    assert_eq!(place.instances(), Vec::<String>::new());
+    exchange(&mut helper);
+}
+
+/// Other cgroups than its own have no path in a cgroup namespace, and none has where
+/// they are not mounted: the kernel has not removed them.
+#[test]
+fn a_run_outside_is_not_taken_for_a_killed_one() {
+    let place = Place::new();
+    let mut outside = warm_helper(&place, "s");
+    let inside = Cgroup::new("run-inside");
+    for (mount, status) in [("true", 125), ("mount -t cgroup2 none \"$0\"", 0)] {
+        let script = format!("umount -l \"$0\" && {mount} && exec \"$@\"");
+        let output = Command::new("sh")
+            .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
+            .arg(inside.path())
+            .args(["unshare", "--cgroup", "--mount", "sh", "-c", &script])
+            .arg(cgroup::mount())
+            .arg(BINARY)
+            .args(place.run(&[]).get_args())
+            .arg("true")
+            .env_remove("SOCKACCEL_INSTANCE")
+            .output()
+            .expect("unshare(1)");
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        assert!(!stderr(&output).contains("earlier run"), "{output:?}");
+        assert_eq!(place.instances().len(), 1);
+    }
+    exchange(&mut outside);
+    outside.say("end");
+    assert_eq!(outside.wait(), 0);
+    let summary = place.summary("s");
+    let redirected = summary["stats"]["redirected_messages"].as_u64();
+    assert!(redirected >= Some(2 * u64::from(ROUNDS)), "{summary}");
+}
+
 #[test]
 fn what_a_killed_run_leaves_goes_with_the_next() {
     let place = Place::new();
@@ -531,7 +595,7 @@ fn what_a_killed_run_leaves_goes_with_the_next() {
     });
     let said = stderr(&place.sweep());
     assert!(
-        said.contains("removed what a killed run had left"),
+        said.contains("removed what an earlier run had left"),
         "{said}"
     );
     assert_eq!(cgroup_of(&instances[0]), Vec::<PathBuf>::new());
@@ -657,6 +721,25 @@ fn rounds_on_demand(channel: &mut Channel) {
     }
 }
 
+/// Leaves something unread, and reads it when told; then goes on.
+fn unread(channel: &mut Channel) {
+    let pair = Pair::new();
+    rounds(&pair);
+    let deadline = Deadline::seconds(20);
+    common::stream::send_all(&pair.client, b"unread", deadline);
+    channel.say("sent");
+    assert_eq!(channel.hear().as_deref(), Some("go"));
+    let mut got = [0; 6];
+    common::stream::recv_all(&pair.server, &mut got, deadline);
+    assert_eq!(&got, b"unread");
+    rounds(&pair);
+    channel.say("done");
+    while channel.hear().is_some_and(|line| line == "go") {
+        rounds(&pair);
+        channel.say("done");
+    }
+}
+
 #[test]
 #[ignore = "the body of the helper processes"]
 fn helper_process() {
@@ -665,5 +748,6 @@ fn helper_process() {
         ("blocking", blocking),
         ("outside", outside),
         ("rounds", rounds_on_demand),
+        ("unread", unread),
     ]);
 }

@@ -110,6 +110,15 @@ pub fn path_of(id: u64) -> Option<PathBuf> {
     mounts().into_iter().find_map(|root| find(&root, id))
 }
 
+/// Whether every cgroup there is has a path here: a cgroup namespace shows its own
+/// ones only, and so does a mount of a part of them. What has no path then is removed.
+pub fn all_visible() -> bool {
+    /// Of the root of the hierarchy, in the kernel.
+    const ROOT: u64 = 1;
+    let is_root = |mount: &PathBuf| fs::metadata(mount).is_ok_and(|root| root.ino() == ROOT);
+    mounts().iter().any(is_root)
+}
+
 fn find(dir: &Path, id: u64) -> Option<PathBuf> {
     if fs::metadata(dir).ok()?.ino() == id {
         return Some(dir.to_owned());

@@ -248,7 +248,7 @@ struct Found {
 
 impl Instance {
     /// Enabled or on its way out; any cgroup, where none is named.
-    fn has(&self, cgroup: Option<u64>) -> Result<bool> {
+    pub(super) fn has(&self, cgroup: Option<u64>) -> Result<bool> {
         let known = [self.cgroups()?, self.draining()?].concat();
         Ok(cgroup.is_none_or(|id| known.contains(&id)))
     }

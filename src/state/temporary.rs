@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::bpffs;
 use super::cgroup::{self, Cgroup, members};
 use super::dir::Place;
-use super::drain::{self, Patience};
+use super::drain::{self, Drained, Patience};
 use super::instance::{Instance, Settings};
 use crate::error::{Error, Result, on};
 
@@ -26,6 +26,9 @@ const PREFIX: &str = "sockaccel-run@";
 /// The kernel lets go of a process that has just ended a little later.
 const REMOVE_TRIES: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What outlives the command has so long to read what was redirected to it.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A name that no other `run` of this machine has, in whatever pid namespace.
 pub fn unique_instance() -> String {
@@ -60,6 +63,8 @@ pub struct Remains {
     /// Processes that it started and that still run, back in the cgroup that
     /// `run` itself is in.
     pub processes: Vec<u32>,
+    /// Sockets of theirs that wait for redirected data to be read: the instance drains.
+    pub draining: usize,
     /// What could not be taken away.
     pub failures: Vec<Error>,
 }
@@ -128,8 +133,9 @@ impl Temporary {
         if !std::mem::take(&mut self.open) {
             return remains;
         }
-        if let Err(e) = disable_on(&self.place, self.cgroup.id) {
-            remains.failures.push(e);
+        match disable_on(&self.place, self.cgroup.id, GRACE) {
+            Ok(drained) => remains.draining = drained.map_or(0, |drained| drained.waiting.number()),
+            Err(e) => remains.failures.push(e),
         }
         let home = cgroup::own();
         for attempt in 0..REMOVE_TRIES {
@@ -175,32 +181,26 @@ fn is_taken(error: &Error) -> bool {
     matches!(error, Error::Os { source, .. } if source.kind() == ErrorKind::AlreadyExists)
 }
 
-/// What outlives the command gets a moment to read what was redirected to it.
-fn disable(place: &Place) -> Result<()> {
-    let patience = |now| Patience {
-        timeout: Duration::from_secs(5),
-        now,
+/// What is left then goes on draining: the next `run` finishes it.
+fn disable(place: &Place, timeout: Duration) -> Result<Drained> {
+    let patience = Patience {
+        timeout,
+        now: false,
     };
-    if !drain::disable(place, None, patience(false), |_| {})?
-        .waiting
-        .is_empty()
-    {
-        drain::disable(place, None, patience(true), |_| {})?;
-    }
-    Ok(())
+    drain::disable(place, None, patience, |_| {})
 }
 
-/// Unless it is somebody else's of the same name, on other cgroups.
-fn disable_on(place: &Place, cgroup: u64) -> Result<()> {
+/// Unless it is somebody else's of the same name, on other cgroups, or not there.
+fn disable_on(place: &Place, cgroup: u64, timeout: Duration) -> Result<Option<Drained>> {
     let instance = match Instance::open_to_remove(place) {
-        Err(Error::NotEnabled { .. }) => return Ok(()),
+        Err(Error::NotEnabled { .. }) => return Ok(None),
         instance => instance?,
     };
-    if instance.cgroups()?.contains(&cgroup) {
-        drop(instance);
-        disable(place)?;
+    if !instance.has(Some(cgroup))? {
+        return Ok(None);
     }
-    Ok(())
+    drop(instance);
+    disable(place, timeout).map(Some)
 }
 
 fn is_running(pid: u32) -> bool {
@@ -252,13 +252,15 @@ fn remove_empty(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// Something that a killed `run` left behind.
+/// Something that an earlier `run` left behind.
 #[derive(Debug)]
 pub struct Stale {
     /// Its cgroup.
     pub cgroup: PathBuf,
     /// The cgroup was removed; else processes still are in it.
     pub removed: bool,
+    /// Its instance was on this bpffs, and is disabled or drains now.
+    pub disabled: bool,
 }
 
 /// Takes away what killed ones left: instances of this bpffs are disabled,
@@ -270,16 +272,20 @@ pub fn sweep(place: &Place) -> Vec<Stale> {
             swept.extend(sweep_one(place, &path));
         }
     }
-    // Somebody removed the cgroup alone.
+    // It drained when its cgroup went, or somebody removed that alone.
     for name in place.instances().unwrap_or_default() {
         let orphan = Place {
             instance: name,
             ..place.clone()
         };
-        if is_generated(&orphan.instance) && has_no_cgroup(&orphan) && disable(&orphan).is_ok() {
+        if is_generated(&orphan.instance)
+            && has_lost_its_cgroup(&orphan)
+            && disable(&orphan, Duration::ZERO).is_ok_and(|drained| drained.waiting.is_empty())
+        {
             swept.push(Stale {
                 cgroup: format!("{PREFIX}{}", orphan.instance).into(),
                 removed: true,
+                disabled: true,
             });
         }
     }
@@ -292,17 +298,20 @@ fn sweep_one(place: &Place, path: &Path) -> Option<Stale> {
     let cgroup = Cgroup::open(path).ok()?;
     // Held by the run that lives in it.
     let _lock = Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()?;
-    disable_on(&orphan, cgroup.id).ok()?;
+    let drained = disable_on(&orphan, cgroup.id, Duration::ZERO).ok()?;
     Some(Stale {
         removed: remove_empty(path).is_ok(),
         cgroup: path.to_owned(),
+        disabled: drained.is_some(),
     })
 }
 
-fn has_no_cgroup(place: &Place) -> bool {
-    Instance::open_to_remove(place)
-        .and_then(|instance| instance.attached())
-        .is_ok_and(|all| all.iter().all(|attached| attached.path.is_none()))
+/// Where not all cgroups can be seen, what has none here may be a run outside.
+fn has_lost_its_cgroup(place: &Place) -> bool {
+    let ids = Instance::open_to_remove(place)
+        .and_then(|instance| Ok([instance.cgroups()?, instance.draining()?].concat()));
+    let is_gone = |id: &u64| cgroup::path_of(*id).is_none();
+    cgroup::all_visible() && ids.is_ok_and(|ids| !ids.is_empty() && ids.iter().all(is_gone))
 }
 
 #[cfg(test)]

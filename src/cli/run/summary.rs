@@ -24,7 +24,7 @@ const NO_LOCAL_PEER: usize = index(REASONS, "no_local_peer") as usize;
 pub struct Told<'a> {
     /// The command and its arguments.
     command: Vec<Cow<'a, str>>,
-    /// The instance it ran in, which is gone.
+    /// The instance it ran in, which is gone unless it drains.
     instance: &'a str,
     /// That of the command, or 128 and the signal that ended it.
     exit_status: u8,
@@ -38,6 +38,8 @@ pub struct Told<'a> {
     not_accelerated: Vec<Counted>,
     /// Pids of its processes that still run, as plain TCP.
     left_processes: &'a [u32],
+    /// Sockets of theirs that wait for redirected data to be read: the instance drains.
+    draining_sockets: usize,
 }
 
 /// Everything there is to tell.
@@ -68,6 +70,7 @@ impl Summary<'_> {
                 .map(|reason| reason.to_json(&remedies))
                 .collect(),
             left_processes: &self.remains.processes,
+            draining_sockets: self.remains.draining,
         }
     }
 
@@ -95,6 +98,14 @@ impl Summary<'_> {
             lines.push(format!(
                 "  left running: {}; connections go on as plain TCP",
                 processes(&self.remains.processes)
+            ));
+        }
+        if self.remains.draining > 0 {
+            lines.push(format!(
+                "  left draining, as redirected data is not read yet: {} of instance {name}; the next run after that takes it away\n  \
+                 To see what waits:  sockaccel status --instance {name}",
+                count(self.remains.draining as u64, "socket"),
+                name = self.instance,
             ));
         }
         lines.join("\n")
@@ -131,15 +142,19 @@ fn processes(pids: &[u32]) -> String {
     )
 }
 
-/// One line on what an earlier, killed run had left.
+/// One line on what an earlier run had left.
 pub fn swept(stale: &Stale) -> String {
     let cgroup = stale.cgroup.display();
     if stale.removed {
-        format!("removed what a killed run had left: {cgroup}")
-    } else {
-        format!(
-            "a killed run has left processes in {cgroup}: they are not accelerated any more\n  \
-             The cgroup goes with the next run after they have ended."
-        )
+        return format!("removed what an earlier run had left: {cgroup}");
     }
+    let plain = if stale.disabled {
+        ": they are not accelerated any more"
+    } else {
+        ""
+    };
+    format!(
+        "a killed run has left processes in {cgroup}{plain}\n  \
+         The cgroup goes with the next run after they have ended."
+    )
 }
