@@ -201,6 +201,7 @@ mod tests {
             .map(|(path, id)| Attached {
                 id,
                 path: path.map(Into::into),
+                removed: path.is_none(),
             })
             .collect()
     }

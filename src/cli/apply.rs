@@ -11,7 +11,7 @@ use super::enable::{NOTHING, say_warnings};
 use super::{Context, disable};
 use crate::doctor::{self, Refusal, Risk};
 use crate::error::{Error, Result, on};
-use crate::output::{say, write};
+use crate::output::{count, say, write};
 use crate::spec::{self, Source, Spec};
 use crate::state::{Change, Difference, Instance, Setup};
 
@@ -64,6 +64,13 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         Err(Error::NotEnabled { .. }) => (None, true, false),
         instance => {
             let instance = instance?;
+            if hidden(&instance)? > 0 {
+                return Err(Error::Failed(format!(
+                    "instance {} has cgroups that cannot be seen from this cgroup namespace, and would lose them\n  \
+                     Apply outside of the container.",
+                    instance.name()
+                )));
+            }
             let drains = !instance.draining()?.is_empty();
             (Some(instance.setup()?), instance.is_settled()?, drains)
         }
@@ -203,12 +210,27 @@ fn read(path: &Path) -> Result<(String, String)> {
     Ok((path.display().to_string(), text))
 }
 
+/// Cgroups of it that have no path here, and have one elsewhere.
+fn hidden(instance: &Instance) -> Result<usize> {
+    let attached = instance.attached()?;
+    Ok(attached.iter().filter(|cgroup| cgroup.is_hidden()).count())
+}
+
 /// Runs `export`.
 pub fn export(context: &Context) -> Result<()> {
     let instance = Instance::open(&context.place)?;
     let spec = Spec::of(&instance.setup()?);
-    if !instance.is_settled()? {
+    let (settled, hidden) = (instance.is_settled()?, hidden(&instance)?);
+    // Who reads this slowly holds up no command: `export | apply`.
+    drop(instance);
+    if !settled {
         say("sockaccel: the command that changed the instance last was killed half-way");
+    }
+    if hidden > 0 {
+        let cgroups = count(hidden as u64, "cgroup");
+        say(format_args!(
+            "sockaccel: {cgroups} of it cannot be seen from this cgroup namespace, and are not in this"
+        ));
     }
     if context.output.json {
         return context.output.print_json(&spec);

@@ -47,14 +47,16 @@ pub enum What {
 pub fn run(context: &Context, what: What) -> Result<()> {
     let instance = Instance::open(&context.place)?;
     let rows = match what {
-        What::Sockhash => return sockhash(context, &instance),
-        What::Connections => return connections(context, &instance),
+        What::Sockhash => return sockhash(context, instance),
+        What::Connections => return connections(context, instance),
         What::Endpoints => endpoints(&instance)?,
         What::Identities => identities(&instance)?,
         What::Policy => policy(&instance)?,
         What::Services => services(&instance)?,
         What::Config => return config(context, &instance),
     };
+    // Who reads this slowly holds up no command.
+    drop(instance);
     say_if_empty(context, &rows);
     context.output.print(&rows, || to_table(&rows))
 }
@@ -148,13 +150,14 @@ fn some_as_text<S: Serializer>(id: &Option<u64>, to: S) -> Result<S::Ok, S::Erro
     }
 }
 
-fn sockhash(context: &Context, instance: &Instance) -> Result<()> {
+fn sockhash(context: &Context, instance: Instance) -> Result<()> {
     let mut records = sockets::read(&instance.dir())?;
     records.sort_unstable_by_key(|record| record.sock.cookie);
     if records.is_empty() && !context.output.json {
         say(why_empty(&Stats::read(&instance.dir())?));
         return Ok(());
     }
+    drop(instance);
     let sockets: Vec<Socket> = records.iter().map(Socket::from).collect();
     context.output.print(&sockets, || {
         table(
@@ -298,13 +301,14 @@ pub(super) fn sides(id: u64, conn: &Conn) -> Vec<Claimed> {
         .collect()
 }
 
-fn connections(context: &Context, instance: &Instance) -> Result<()> {
+fn connections(context: &Context, instance: Instance) -> Result<()> {
     let mut entries = instance.table::<u64, Conn>("sa_conns")?.entries()?;
     entries.sort_unstable_by_key(|(id, _)| *id);
     let rows: Vec<Claimed> = entries
         .iter()
         .flat_map(|(id, conn)| sides(*id, conn))
         .collect();
+    drop(instance);
     say_if_empty(context, &rows);
     context.output.print(&rows, || {
         let columns = [

@@ -130,6 +130,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 .map(|(addr, endpoint)| Row::new(addr, endpoint))
                 .collect();
             rows.sort_by_key(|row| row.address);
+            drop(instance);
             explain_empty(context, &rows, "endpoints", "endpoint add ADDR");
             context.output.print(&rows, || to_table(&rows))
         }

@@ -110,6 +110,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                     identity,
                 })
                 .collect();
+            drop(instance);
             explain_empty(context, &rows, "identities", "identity add CIDR ID");
             context.output.print(&rows, || {
                 table(

@@ -218,6 +218,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
             rows.sort_by_cached_key(|r| {
                 (r.endpoint, r.direction.clone(), r.identity.clone(), r.port)
             });
+            drop(instance);
             explain_empty(
                 context,
                 &rows,

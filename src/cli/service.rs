@@ -126,6 +126,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 .map(|(key, service)| Row::new(key, service))
                 .collect();
             rows.sort_by(|a, b| a.service.cmp(&b.service));
+            drop(instance);
             explain_empty(context, &rows, "services", "service add VIP:PORT");
             context.output.print(&rows, || to_table(&rows))
         }

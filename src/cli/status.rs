@@ -13,7 +13,7 @@ use crate::maps::layout::{Config, Dump};
 use crate::maps::{Stats, sockets};
 use crate::output::count;
 use crate::remedy::{DROPS, Remedies, quoted};
-use crate::state::{self, Attached, Instance, Observer, cgroup};
+use crate::state::{self, Attached, Instance, Observer};
 use crate::words::{Blocking, Scope};
 
 /// Options of `status`.
@@ -35,41 +35,61 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         return instances::list(context);
     }
     let instance = Instance::open(&context.place)?;
-    let config = instance.config()?;
-    let attached = instance.attached()?;
-    let draining = Draining::read(&instance)?;
-    let counters = Stats::read(&instance.dir())?;
-    let reasons = reasons::top(&counters);
-    let remedies = Remedies::new(instance.name(), &config, &attached);
+    let seen = Seen::read(&instance)?;
+    let (max_sockets, splice_observer) = (instance.max_sockets()?, instance.observer());
+    // Who reads this slowly holds up no command.
+    drop(instance);
+    let Seen {
+        config, counters, ..
+    } = &seen;
+    let name = &*context.place.instance;
+    let reasons = reasons::top(counters);
+    let remedies = Remedies::new(name, config, &seen.attached);
     let value = State {
-        instance: instance.name(),
+        instance: name,
         enabled: config.enabled != 0,
         unfinished_apply: config.changing % 2 == 1,
-        programs: programs(&config),
-        draining: draining.state(),
-        cgroups: attached.iter().map(CgroupState::from).collect(),
+        programs: programs(config),
+        missing: &seen.missing,
+        draining: seen.draining.state(),
+        cgroups: seen.attached.iter().map(CgroupState::from).collect(),
         scope: Scope::from_raw(config.scope).to_string(),
         blocking_readers: Blocking::from(config.blocking != 0).to_string(),
-        max_sockets: instance.max_sockets()?,
-        splice_observer: instance.observer(),
+        max_sockets,
+        splice_observer,
         allowed_risks: Risk::from_bits(config.allow).collect(),
-        stats: stats::to_json(&counters),
+        stats: stats::to_json(counters),
         not_accelerated: reasons.iter().map(|r| r.to_json(&remedies)).collect(),
     };
     context.output.print(&value, || {
-        to_text(
-            &instance,
-            &config,
-            &attached,
-            &draining,
-            &counters,
-            &reasons
-                .iter()
-                .map(|reason| reason.to_text(&reason.remedy(&remedies)))
-                .collect::<Vec<_>>(),
-            &context.place.instances().unwrap_or_default(),
-        )
+        let reasons: Vec<String> = reasons
+            .iter()
+            .map(|reason| reason.to_text(&reason.remedy(&remedies)))
+            .collect();
+        let instances = context.place.instances().unwrap_or_default();
+        to_text(name, &seen, &reasons, &instances)
     })
+}
+
+/// What there is of an instance.
+struct Seen {
+    config: Config,
+    attached: Vec<Attached>,
+    draining: Draining,
+    missing: Vec<String>,
+    counters: Stats,
+}
+
+impl Seen {
+    fn read(instance: &Instance) -> Result<Self> {
+        Ok(Self {
+            config: instance.config()?,
+            attached: instance.attached()?,
+            draining: Draining::read(instance)?,
+            missing: instance.missing()?,
+            counters: Stats::read(&instance.dir())?,
+        })
+    }
 }
 
 /// What is on its way out, and what waits where.
@@ -83,10 +103,7 @@ impl Draining {
         let mut sockets = sockets::read(&instance.dir())?;
         sockets.retain(|socket| socket.waits_for().is_some());
         sockets.sort_by_key(|socket| std::cmp::Reverse(socket.unread_bytes));
-        let cgroups = instance.draining()?.into_iter().map(|id| Attached {
-            id,
-            path: cgroup::path_of(id),
-        });
+        let cgroups = instance.draining()?.into_iter().map(Attached::of);
         Ok(Self {
             cgroups: cgroups.collect(),
             sockets,
@@ -169,6 +186,8 @@ pub struct State<'a> {
     /// Whose programs run: `current`, this command's; `other`, or `mixed` after an
     /// upgrade that was killed.
     programs: &'a str,
+    /// Pins that somebody has removed, and links that somebody has detached.
+    missing: &'a [String],
     /// What is on its way out.
     draining: DrainState,
     /// The cgroups it is attached to.
@@ -201,13 +220,13 @@ struct DrainState {
 pub struct CgroupState {
     /// In the kernel.
     id: String,
-    /// Null when it was removed.
+    /// Null when it was removed, or cannot be seen from this cgroup namespace.
     path: Option<PathBuf>,
 }
 
 /// How what was removed leaves, which nothing does by itself.
 fn removed(attached: &[Attached], instance: &str) -> Option<String> {
-    let gone = attached.iter().filter(|cgroup| cgroup.path.is_none());
+    let gone = attached.iter().filter(|cgroup| cgroup.removed);
     let gone = gone.count();
     let way_out = if gone == attached.len() {
         format!("sockaccel disable{instance}   ({DROPS})")
@@ -217,18 +236,17 @@ fn removed(attached: &[Attached], instance: &str) -> Option<String> {
     (gone > 0).then(|| format!("  To take out what was removed:  {way_out}"))
 }
 
-fn to_text(
-    instance: &Instance,
-    config: &Config,
-    attached: &[Attached],
-    draining: &Draining,
-    stats: &Stats,
-    reasons: &[String],
-    instances: &[String],
-) -> String {
+fn to_text(name: &str, seen: &Seen, reasons: &[String], instances: &[String]) -> String {
+    let Seen {
+        config,
+        attached,
+        draining,
+        missing,
+        counters: stats,
+    } = seen;
     let mut lines = vec![format!(
         "instance {}: {}, scope {}, blocking readers: {}",
-        instance.name(),
+        name,
         match state(config, attached) {
             "unfinished" => "not set up to the end (run enable again)",
             word => word,
@@ -237,9 +255,15 @@ fn to_text(
         Blocking::from(config.blocking != 0),
     )];
     lines.extend(attached.iter().map(|cgroup| format!("cgroup {cgroup}")));
-    let option = instance_option(instance.name());
+    let option = instance_option(name);
     lines.extend(removed(attached, &option));
     lines.extend(draining.lines(attached.is_empty(), &option));
+    if !missing.is_empty() {
+        lines.push(format!(
+            "removed or detached by others: {}\n  To make it again:  sockaccel upgrade{option}",
+            missing.join(", ")
+        ));
+    }
     if config.changing % 2 == 1 {
         lines.push(
             format!("an apply was killed half-way: new connections stay on the stack\n  To finish it:  sockaccel apply -f FILE{option}"),
@@ -274,7 +298,7 @@ fn to_text(
     let others: Vec<&str> = instances
         .iter()
         .map(String::as_str)
-        .filter(|name| *name != instance.name())
+        .filter(|other| *other != name)
         .collect();
     if !others.is_empty() {
         lines.push(format!("other instances: {}", others.join(", ")));

@@ -489,13 +489,25 @@ pub(super) fn run_program(dir: &Path, pin: &Path, program: &str) -> Result<()> {
 
 /// Whether it does; also where its cgroup is gone, and nothing runs.
 fn runs_program(dir: &Path, pin: &Path, program: &str) -> Result<bool> {
-    let link = open_pin(pin)?;
+    let info = link_info(pin)?;
     let pinned = dir.join(program);
     let program = open_pin(&pinned)?;
-    let info = LinkInfo::from_fd(link.as_fd())
-        .map_err(|e| Error::bpf("ask link", pin.display().to_string(), &e))?;
     let id = Program::id_from_fd(program.as_fd())
         .map_err(|e| Error::bpf("ask program", pinned.display().to_string(), &e))?;
-    let gone = matches!(&info.info, LinkTypeInfo::Cgroup(cgroup) if cgroup.cgroup_id == 0);
-    Ok(gone || info.prog_id == id)
+    Ok(is_severed(&info) || info.prog_id == id)
+}
+
+fn link_info(pin: &Path) -> Result<LinkInfo> {
+    LinkInfo::from_fd(open_pin(pin)?.as_fd())
+        .map_err(|e| Error::bpf("ask link", pin.display().to_string(), &e))
+}
+
+/// Its cgroup is gone, or somebody has detached it.
+fn is_severed(link: &LinkInfo) -> bool {
+    matches!(&link.info, LinkTypeInfo::Cgroup(cgroup) if cgroup.cgroup_id == 0)
+}
+
+/// Whether the link that is pinned there is attached.
+pub(super) fn is_attached(pin: &Path) -> Result<bool> {
+    Ok(pin.exists() && !is_severed(&link_info(pin)?))
 }

@@ -76,11 +76,27 @@ pub struct Settings {
 pub struct Attached {
     /// Kernel id.
     pub id: u64,
-    /// Path, `None` when the cgroup is gone.
+    /// Path, `None` when the cgroup is gone, or has none here.
     pub path: Option<PathBuf>,
+    /// The cgroup is gone.
+    pub removed: bool,
 }
 
 impl Attached {
+    pub(crate) fn of(id: u64) -> Self {
+        let path = cgroup::path_of(id);
+        Self {
+            id,
+            removed: path.is_none() && cgroup::all_visible(),
+            path,
+        }
+    }
+
+    /// It can only be named where all cgroups can be seen.
+    pub fn is_hidden(&self) -> bool {
+        self.path.is_none() && !self.removed
+    }
+
     /// All of them, for people.
     pub fn list(all: &[Self]) -> String {
         let names: Vec<String> = all.iter().map(Self::to_string).collect();
@@ -92,7 +108,8 @@ impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {
             Some(path) => path.display().fmt(f),
-            None => write!(f, "id {} (removed)", self.id),
+            None if self.removed => write!(f, "id {} (removed)", self.id),
+            None => write!(f, "id {} (not visible from here)", self.id),
         }
     }
 }
@@ -388,14 +405,7 @@ impl Instance {
 
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
-        Ok(self
-            .cgroups()?
-            .into_iter()
-            .map(|id| Attached {
-                id,
-                path: cgroup::path_of(id),
-            })
-            .collect())
+        Ok(self.cgroups()?.into_iter().map(Attached::of).collect())
     }
 
     /// The ids of these. To find a path takes a walk over all cgroups there are.

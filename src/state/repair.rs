@@ -5,15 +5,16 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::OpenSkel;
 
 use super::cgroup::{self, Cgroup};
-use super::instance::{
-    CGROUP_PROGRAMS, Change, Instance, attach_one, attach_skmsg, cgroup_dir, open_programs,
-};
+use super::drain::{draining_dir, is_attached};
+use super::instance::{CGROUP_PROGRAMS, Change, Instance, attach_one, cgroup_dir, open_programs};
 use super::observer::Observer;
 use super::upgrade::set_verdict;
 use crate::error::{Result, on};
@@ -23,58 +24,94 @@ impl Instance {
     /// Makes the instance whole again, as far as that is possible.
     pub(super) fn repair(&self) -> Result<Change> {
         let dir = self.dir();
-        let (maps, mut names) = names()?;
+        let (maps, programs) = names()?;
         let mut change = self.pin_maps_again(maps)?;
         // Of another layout it can have its own maps back, and no program of this one.
         self.refuse_other_version()?;
-        // One of two.
-        names.retain(|name| !name.starts_with("sa_splice"));
-        names.push("link-splice".to_owned());
-        names.extend(Observer::of(&dir).is_none().then(|| "sa_splice".to_owned()));
-        if names.iter().any(|name| !dir.join(name).exists()) {
+        if self
+            .names_of_one_observer(programs)
+            .any(|name| !dir.join(name).exists())
+        {
             self.replace_programs()?;
             change = Change::Done;
         }
-        if change == Change::Done {
-            // The kernel empties it when its last pin goes.
-            set_verdict(&dir)?;
+        // Also after a repair that was killed. The kernel empties the first when its
+        // last pin goes, and others can detach the second.
+        set_verdict(&dir)?;
+        let linked = dir.join("link-skmsg").exists();
+        self.relink_skmsg()?;
+        // Before 6.10 there is none.
+        if !linked && dir.join("link-skmsg").exists() {
+            change = Change::Done;
         }
-        let unlinked = !dir.join("link-skmsg").exists();
-        if unlinked {
-            attach_skmsg(&dir)?;
-            // Before 6.10 there is none.
-            if dir.join("link-skmsg").exists() {
-                change = Change::Done;
-            }
+        for (id, pins) in self.directories_of_cgroups()? {
+            change = change.and(self.repair_cgroup(id, &pins)?);
         }
-        for id in self.cgroups()? {
-            if self.repair_cgroup(id)? == Change::Done {
-                change = Change::Done;
-            }
-        }
-        if change == Change::Done {
-            self.reconcile()?;
-        }
+        self.reconcile()?;
         Ok(change)
     }
 
-    fn repair_cgroup(&self, id: u64) -> Result<Change> {
+    /// What somebody has unpinned or detached, as paths in its directory. Of what all
+    /// sockets run (`link-skmsg`) only [`Self::repair`] knows whether it has to be there.
+    pub fn missing(&self) -> Result<Vec<String>> {
         let dir = self.dir();
-        let pins = cgroup_dir(&dir, id);
-        let missing: Vec<(&str, AttachType)> = CGROUP_PROGRAMS
-            .into_iter()
-            .filter(|(name, _)| !pins.join(name).exists())
+        let (maps, programs) = names()?;
+        let maps = maps.into_iter().filter(|name| name.starts_with("sa_"));
+        let mut missing: Vec<String> = maps
+            .chain(self.names_of_one_observer(programs))
+            .filter(|name| !dir.join(name).exists())
             .collect();
-        if missing.is_empty() {
-            return Ok(Change::Nothing);
+        for (id, pins) in self.directories_of_cgroups()? {
+            let name = pins
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let names = missing_links(id, &pins)?.into_iter();
+            missing.extend(names.map(|(link, _)| format!("{name}/{link}")));
         }
-        // A cgroup that is gone has nothing to attach to.
-        let Some(path) = cgroup::path_of(id) else {
+        Ok(missing)
+    }
+
+    /// Of the two forms of the observer one is loaded.
+    fn names_of_one_observer(
+        &self,
+        mut programs: Vec<String>,
+    ) -> impl Iterator<Item = String> + use<> {
+        programs.retain(|name| !name.starts_with("sa_splice"));
+        programs.push("link-splice".to_owned());
+        let none = Observer::of(&self.dir()).is_none();
+        programs.extend(none.then(|| "sa_splice".to_owned()));
+        programs.into_iter()
+    }
+
+    /// Enabled ones and those on their way out: these have the guards of what is enrolled.
+    fn directories_of_cgroups(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let dir = self.dir();
+        let enabled = self
+            .cgroups()?
+            .into_iter()
+            .map(|id| (id, cgroup_dir(&dir, id)));
+        let draining = self
+            .draining()?
+            .into_iter()
+            .map(|id| (id, draining_dir(self, id)));
+        Ok(enabled.chain(draining).collect())
+    }
+
+    fn repair_cgroup(&self, id: u64, pins: &Path) -> Result<Change> {
+        let missing = missing_links(id, pins)?;
+        let Some(path) = cgroup::path_of(id).filter(|_| !missing.is_empty()) else {
             return Ok(Change::Nothing);
         };
         let cgroup = Cgroup::open(&path)?;
         for (name, kind) in missing {
-            attach_one(&dir, &cgroup, &pins, name, kind)?;
+            let pin = pins.join(name);
+            match fs::remove_file(&pin) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                removed => removed.map_err(on("remove", &pin))?,
+            }
+            attach_one(&self.dir(), &cgroup, pins, name, kind)?;
         }
         Ok(Change::Done)
     }
@@ -101,6 +138,21 @@ impl Instance {
         }
         Ok(Change::Done)
     }
+}
+
+/// Those of its links that are not attached. A cgroup that is gone has nothing to attach
+/// to.
+fn missing_links(id: u64, pins: &Path) -> Result<Vec<(&'static str, AttachType)>> {
+    let mut missing = Vec::new();
+    for (name, kind) in CGROUP_PROGRAMS {
+        if !is_attached(&pins.join(name))? {
+            missing.push((name, kind));
+        }
+    }
+    if !missing.is_empty() && cgroup::path_of(id).is_none() {
+        missing.clear();
+    }
+    Ok(missing)
 }
 
 /// Names of the maps and of the programs that this binary brings.

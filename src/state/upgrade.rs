@@ -77,14 +77,21 @@ impl Instance {
     }
 
     /// Sockets enrolled from now on run this `sa_skmsg`.
-    fn relink_skmsg(&self) -> Result<()> {
+    pub(super) fn relink_skmsg(&self) -> Result<()> {
         let dir = self.dir();
         let pin = dir.join("link-skmsg");
         if !pin.exists() {
             return attach_skmsg(&dir);
         }
         let program = open_pin(&dir.join("sa_skmsg"))?;
-        bpf::link_update(open_pin(&pin)?.as_fd(), program.as_fd()).map_err(on("update link", &pin))
+        match bpf::link_update(open_pin(&pin)?.as_fd(), program.as_fd()) {
+            // Somebody has detached it.
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOLINK) => {
+                fs::remove_file(&pin).map_err(on("remove", &pin))?;
+                attach_skmsg(&dir)
+            }
+            updated => updated.map_err(on("update link", &pin)),
+        }
     }
 }
 

@@ -98,8 +98,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         .into_iter()
         .map(|connection| explain(&setting, &mut paths, connection))
         .collect::<Result<Vec<_>>>()?;
+    drop(instance);
     let value = Explanations {
-        instance: instance.name(),
+        instance: &context.place.instance,
         connections: explained.iter().map(ConnectionRow::new).collect(),
         more: found.more,
     };
