@@ -19,10 +19,12 @@ pub enum Error {
     #[error(transparent)]
     EnableRefused(#[from] crate::doctor::Refusal),
     /// The instance is not enabled (exit status 4).
-    #[error("instance {instance} is not enabled\n  To enable it:  sockaccel enable --cgroup PATH{}{}", instance_option(.instance), enabled_line(.others))]
+    #[error("instance {instance} is not enabled\n  To enable it:  sockaccel enable --cgroup PATH{option}{}", enabled_line(.others))]
     NotEnabled {
         /// Name of the instance.
         instance: String,
+        /// What names it on a command line, see [`crate::state::Place::option`].
+        option: String,
         /// Those that are.
         others: Vec<String>,
     },
@@ -208,15 +210,6 @@ pub fn enabled_line(instances: &[String]) -> String {
             named.join(", "),
             if more { ", ..." } else { "" }
         ),
-    }
-}
-
-/// What names this instance on a command line, with a space before it.
-pub fn instance_option(instance: &str) -> String {
-    if instance == crate::state::DEFAULT_INSTANCE {
-        String::new()
-    } else {
-        format!(" --instance {instance}")
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::error::{Result, instance_option};
+use crate::error::Result;
 use crate::maps::layout::Config;
 use crate::outcome::Outcome;
-use crate::state::{Attached, Instance};
+use crate::state::{Attached, Instance, Place};
 
 /// Before a remedy that acts at once.
 const NOW: &str = "To change it:  ";
@@ -61,17 +61,17 @@ impl Remedies {
     /// For this instance.
     pub fn of(instance: &Instance) -> Result<Self> {
         let attached = instance.attached()?;
-        Ok(Self::new(instance.name(), &instance.config()?, &attached))
+        Ok(Self::new(instance.place(), &instance.config()?, &attached))
     }
 
     /// The same, of what was read before.
-    pub fn new(instance: &str, config: &Config, attached: &[Attached]) -> Self {
+    pub fn new(place: &Place, config: &Config, attached: &[Attached]) -> Self {
         let set = [
             ("blocking_reader", config.blocking != 0),
             ("short_lived", config.admit_all != 0),
             ("stream", config.stream_limit == 0),
         ];
-        let instance = instance_option(instance);
+        let instance = place.option();
         Self {
             enable: format!("sockaccel enable{}{instance}", options(attached)),
             instance,
@@ -206,6 +206,10 @@ mod tests {
             .collect()
     }
 
+    fn place(instance: &str) -> Place {
+        Place::new(instance, Path::new("/sys/fs/bpf")).expect("a name")
+    }
+
     fn reason(name: &str) -> &'static Outcome {
         let found = REASONS.iter().find(|reason| reason.name == name);
         found.expect("a reason")
@@ -225,7 +229,7 @@ mod tests {
             ("default", &[None], " --cgroup PATH"),
             ("ci", &[], " --cgroup PATH --instance ci"),
         ] {
-            let of = Remedies::new(instance, &Config::new_zeroed(), &attached(paths));
+            let of = Remedies::new(&place(instance), &Config::new_zeroed(), &attached(paths));
             let remedy = of.of_socket(reason("short_lived"));
             let line = format!("{NEXT}sockaccel enable{expected} --admission all");
             assert_eq!(remedy.line(), Some(line));
@@ -239,7 +243,7 @@ mod tests {
             stream_limit: 8192,
             ..Config::new_zeroed()
         };
-        let of = Remedies::new("ci", &config, &[]);
+        let of = Remedies::new(&place("ci"), &config, &[]);
         let text = of.of_socket(reason("blocking_reader")).text;
         assert!(text.contains("sockaccel adopt --instance ci"), "{text}");
         assert!(!text.contains("enable"), "{text}");
@@ -249,7 +253,11 @@ mod tests {
     /// What stands between two blanks and begins so is a command.
     #[test]
     fn commands_of_remedies_parse() {
-        let of = Remedies::new("ci", &Config::new_zeroed(), &attached(&[Some("/c")]));
+        let of = Remedies::new(
+            &place("ci"),
+            &Config::new_zeroed(),
+            &attached(&[Some("/c")]),
+        );
         let mut seen = 0;
         for outcome in REASONS.iter().chain(WHYS) {
             let text = of.fill(outcome.remedy);

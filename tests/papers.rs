@@ -191,6 +191,7 @@ fn exit_codes() -> BTreeSet<u8> {
         Error::Usage(String::new()),
         Error::Refused(String::new()),
         Error::NotEnabled {
+            option: String::new(),
             instance: String::new(),
             others: Vec::new(),
         },

@@ -329,6 +329,14 @@ fn an_instance_that_is_there_is_left_alone() {
     let inner = String::from_utf8_lossy(&outer.stdout).into_owned();
     assert!(inner.starts_with("run-"), "{inner}");
 
+    // Neither has its command to name the bpffs.
+    let within = place
+        .run(&[])
+        .args([BINARY, "assert", "--redirected-bytes", "=0"])
+        .output();
+    let within = within.expect("run");
+    assert!(within.status.success(), "{within:?}");
+
     let other = common::unique("other");
     let script = format!(
         "env -u SOCKACCEL_INSTANCE {BINARY} run --bpffs {0} --instance {other} -- true; \

@@ -40,6 +40,7 @@ use nix::sys::time::TimeValLike as _;
 use nix::unistd::SysconfVar;
 use nix::unistd::sysconf;
 
+use common::adopt::works_here;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::helper;
@@ -415,7 +416,9 @@ fn ten_thousand_connections() {
         &["enable", "--cgroup", &cgroup.path().to_string_lossy()],
         &["upgrade", "--again"],
     ] {
-        time(&instance, args);
+        if args[0] != "adopt" || works_here() {
+            time(&instance, args);
+        }
     }
     let stats = instance.stats();
     assert_eq!(stats.count("enrolled_now"), 2 * CONNECTIONS as u64);

@@ -138,7 +138,7 @@ fn ask_leave(context: &Context, wanted: &Setup, name: &str) -> Result<()> {
     let allowed: Vec<Risk> = Risk::from_bits(wanted.allow).collect();
     let paths: Vec<&Path> = wanted.cgroups.values().flatten().map(|p| &**p).collect();
     let report = doctor::before_enable(&paths, &allowed).map_err(|refusal| {
-        let refusal = refusal.naming(&context.place.instance);
+        let refusal = refusal.naming(&context.place);
         let risk = match refusal {
             Refusal::Fionread { .. } => Risk::Fionread,
             Refusal::KnownBadKernel { .. } => Risk::KnownBadKernel,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::addr::{local, remote};
-use crate::error::{Error, Result, enabled_line, instance_option};
+use crate::error::{Error, Result, enabled_line};
 use crate::maps::layout::Dump;
 use crate::output::{count, say};
 use crate::remedy::DROPS;
@@ -213,7 +213,7 @@ fn and_unread(waiting: &Sockets) -> String {
 }
 
 fn out_of_time(context: &Context, args: &Args, drained: &Drained, patience: Patience) -> String {
-    let instance = instance_option(&context.place.instance);
+    let instance = context.place.option();
     let cgroup = match &args.cgroup {
         None => String::new(),
         Some(path) => format!(" --cgroup {}", path.display()),

@@ -155,7 +155,7 @@ fn accepted(context: &Context, args: &Args) -> Result<u32> {
         allowed.extend(Risk::from_bits(instance.config()?.allow));
     }
     let report = doctor::before_enable(&args.cgroups, &allowed)
-        .map_err(|refusal| refusal.naming(&context.place.instance))?;
+        .map_err(|refusal| refusal.naming(&context.place))?;
     say_warnings(context, &report, &allowed);
     Ok(allowed.iter().fold(0, |bits, risk| bits | risk.bit()))
 }

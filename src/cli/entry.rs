@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
-use crate::error::{Error, Result, instance_option};
+use crate::error::{Error, Result};
 use crate::maps::{Plain, Table};
 use crate::state::{Change, Instance};
 
@@ -117,7 +117,7 @@ pub fn finish(context: &Context, instance: &Instance, change: Result<Change>) ->
 /// Says on standard error why a list is empty.
 pub fn explain_empty<T>(context: &Context, entries: &[T], noun: &str, add: &str) {
     if entries.is_empty() {
-        let instance = instance_option(&context.place.instance);
+        let instance = context.place.option();
         let text = format_args!("0 {noun}. To add one:  sockaccel {add}{instance}");
         context.output.note(text);
     }

@@ -76,8 +76,8 @@ struct Global {
           default_value = DEFAULT_INSTANCE, hide_short_help = true)]
     instance: String,
     /// Where instances are pinned
-    #[arg(long, global = true, value_name = "DIR", default_value = bpffs::DEFAULT_DIR,
-          hide_short_help = true)]
+    #[arg(long, global = true, value_name = "DIR", env = run::BPFFS_VARIABLE, hide_env = true,
+          default_value = bpffs::DEFAULT_DIR, hide_short_help = true)]
     bpffs: PathBuf,
     /// Bold headers: auto, always, never
     #[arg(

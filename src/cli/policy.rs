@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::entry::{IfExists, absent, add, del, explain_empty, finish};
-use crate::error::{Error, Result, instance_option};
+use crate::error::{Error, Result};
 use crate::maps::Table;
 use crate::maps::layout::{
     Addr, Endpoint, IDENTITY_ANY, POLICY_DEFAULT_DENY, POLICY_RULE, Policy, PolicyKey, VERDICT_DENY,
@@ -182,7 +182,7 @@ pub fn run(context: &Context, verb: &Verb) -> Result<()> {
                 return Err(Error::Failed(format!(
                     "{0} is not an endpoint\n  Declare it first:  sockaccel endpoint add {0}{1}",
                     rule.endpoint,
-                    instance_option(instance.name())
+                    context.place.option()
                 )));
             }
             let rules = instance.table("sa_policy")?;

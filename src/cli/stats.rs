@@ -146,9 +146,10 @@ pub struct Counters {
     redirected_messages: u64,
     /// Their bytes.
     redirected_bytes: u64,
-    /// Messages of enrolled sockets that went by the stack.
+    /// Messages of enrolled sockets that went by the stack, at least: after a send that
+    /// took only a part the kernel does not ask for the rest.
     stack_messages: u64,
-    /// Their bytes.
+    /// Their bytes, at least.
     stack_bytes: u64,
     /// Messages on the stack, by reason.
     stack_reasons: Counts,

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::reasons::{self, TOP};
 use super::{Context, disable, instances, stats};
 use crate::doctor::Risk;
-use crate::error::{Result, instance_option};
+use crate::error::Result;
 use crate::maps::layout::{Config, Dump};
 use crate::maps::{Stats, sockets};
 use crate::output::count;
 use crate::remedy::{DROPS, Remedies, quoted};
-use crate::state::{self, Attached, Instance, Observer};
+use crate::state::{self, Attached, Instance, Observer, Place};
 use crate::words::{Blocking, Scope};
 
 /// Options of `status`.
@@ -44,7 +44,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     } = &seen;
     let name = &*context.place.instance;
     let reasons = reasons::top(counters);
-    let remedies = Remedies::new(name, config, &seen.attached);
+    let remedies = Remedies::new(&context.place, config, &seen.attached);
     let value = State {
         instance: name,
         enabled: config.enabled != 0,
@@ -67,7 +67,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             .map(|reason| reason.to_text(&reason.remedy(&remedies)))
             .collect();
         let instances = context.place.instances().unwrap_or_default();
-        to_text(name, &seen, &reasons, &instances)
+        to_text(&context.place, &seen, &reasons, &instances)
     })
 }
 
@@ -236,7 +236,8 @@ fn removed(attached: &[Attached], instance: &str) -> Option<String> {
     (gone > 0).then(|| format!("  To take out what was removed:  {way_out}"))
 }
 
-fn to_text(name: &str, seen: &Seen, reasons: &[String], instances: &[String]) -> String {
+fn to_text(place: &Place, seen: &Seen, reasons: &[String], instances: &[String]) -> String {
+    let name = &*place.instance;
     let Seen {
         config,
         attached,
@@ -255,7 +256,7 @@ fn to_text(name: &str, seen: &Seen, reasons: &[String], instances: &[String]) ->
         Blocking::from(config.blocking != 0),
     )];
     lines.extend(attached.iter().map(|cgroup| format!("cgroup {cgroup}")));
-    let option = instance_option(name);
+    let option = place.option();
     lines.extend(removed(attached, &option));
     lines.extend(draining.lines(attached.is_empty(), &option));
     if !missing.is_empty() {

@@ -11,8 +11,8 @@ use super::privileges::Denied;
 use super::risk::Risk;
 use super::versions::Bug;
 use super::versions::Kernel;
-use crate::error::instance_option;
 use crate::remedy::quoted;
+use crate::state::Place;
 
 /// Everything was checked before anything was changed. The messages name the
 /// object and the way out; the program's name goes in front of them.
@@ -86,10 +86,10 @@ impl Refusal {
 
     /// The same about this instance.
     #[must_use]
-    pub fn naming(mut self, instance: &str) -> Self {
+    pub fn naming(mut self, place: &Place) -> Self {
         match &mut self {
             Self::KnownBadKernel { way_out, .. } | Self::Fionread { way_out, .. } => {
-                way_out.instance = instance_option(instance).into();
+                way_out.instance = place.option().into();
             }
             Self::Denied(_) | Self::Lacks { .. } => {}
         }
@@ -202,7 +202,8 @@ sockaccel: enable refused: on this kernel (6.18.44) FIONREAD reports 0 while dat
 "
         );
         assert_eq!(refusal.exit_code(), 3);
-        let named = refusal.naming("ci").to_string();
+        let place = Place::new("ci", Path::new("/sys/fs/bpf")).expect("a name");
+        let named = refusal.naming(&place).to_string();
         assert!(named.ends_with("--allow fionread --instance ci"), "{named}");
     }
 

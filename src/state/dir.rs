@@ -18,7 +18,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs};
 use nix::unistd::geteuid;
 
 use super::bpffs::{self, Mount};
-use crate::error::{Error, Result, instance_option, on};
+use crate::error::{Error, Result, on};
+use crate::remedy::quoted;
 use crate::sys::bpf;
 
 /// The instance when `--instance` is not given.
@@ -62,9 +63,22 @@ impl Place {
         })
     }
 
+    /// What names it on a command line, each option with a space before it.
+    pub fn option(&self) -> String {
+        let named = |option, value: &str| format!(" --{option} {value}");
+        let own = |is_usual: bool, option: String| if is_usual { String::new() } else { option };
+        own(
+            self.instance == DEFAULT_INSTANCE,
+            named("instance", &self.instance),
+        ) + &own(
+            self.bpffs == Path::new(bpffs::DEFAULT_DIR),
+            named("bpffs", &quoted(&self.bpffs)),
+        )
+    }
+
     /// A command about this instance, as it is to be typed.
     pub(super) fn command(&self, words: &str) -> String {
-        format!("sockaccel {words}{}", instance_option(&self.instance))
+        format!("sockaccel {words}{}", self.option())
     }
 
     /// `BPFFS/sockaccel`
@@ -177,6 +191,7 @@ impl Place {
     pub fn absent(&self) -> Error {
         Error::NotEnabled {
             instance: self.instance.clone(),
+            option: self.option(),
             others: self.instances().unwrap_or_default(),
         }
     }

@@ -18,7 +18,7 @@ use super::observer::Observer;
 use super::tables::Tables;
 use super::tracefs;
 use super::upgrade::{self, set_verdict};
-use crate::error::{Error, Result, instance_option, on};
+use crate::error::{Error, Result, on};
 use crate::maps::layout::{
     Addr, Cidr, Config, ConfigHead, FAMILY_BITS, FAMILY_V4, FAMILY_V6, FILTER_INCLUDE, LAYOUT,
 };
@@ -261,7 +261,7 @@ impl Instance {
             return Err(Error::Failed(format!(
                 "instance {} holds {max} sockets at most, and that cannot change while it is enabled\n  To change it, max_sockets in FILE:  {}",
                 self.place.instance,
-                anew(&instance_option(&self.place.instance))
+                anew(&self.place.option())
             )));
         }
         self.change_to(cgroups, settings, &was.filters)
@@ -383,6 +383,11 @@ impl Instance {
     /// Its directory of pins.
     pub fn dir(&self) -> PathBuf {
         self.place.dir()
+    }
+
+    /// Its name and where it is pinned.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Its name.

@@ -21,7 +21,7 @@ use super::instance::{
 };
 use super::observer::Observer;
 use crate::doctor::privileges;
-use crate::error::{Error, Result, instance_option, on};
+use crate::error::{Error, Result, on};
 use crate::remedy::anew;
 use crate::sys::bpf::{self, AttachType};
 
@@ -51,7 +51,7 @@ impl Instance {
         // Where there is none, the new programs would bring an empty one.
         self.config()?;
         fs::create_dir(&fresh).map_err(on("create", &fresh))?;
-        if let Err(error) = load(&dir, &fresh) {
+        if let Err(error) = load(&dir, &fresh, &self.place().option()) {
             let _ = remove_tree(&fresh);
             return Err(error);
         }
@@ -96,18 +96,18 @@ impl Instance {
 }
 
 /// Loads the programs over the maps of `dir`, and pins them and a new link of the
-/// observer below `fresh`. A map that `dir` lacks is pinned there.
-fn load(dir: &Path, fresh: &Path) -> Result<()> {
+/// observer below `fresh`. A map that `dir` lacks is pinned there. `option` names the
+/// instance in messages.
+fn load(dir: &Path, fresh: &Path, option: &str) -> Result<()> {
     let mut storage = MaybeUninit::uninit();
     let mut open = open_programs(&mut storage)?;
     let observer = Observer::of(dir).unwrap_or_else(Observer::choose);
     load_observer(&mut open, observer);
     reuse_maps(open.open_object_mut(), dir)?;
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let mut skeleton = open.load().map_err(|e| {
         Error::bpf("load", "the BPF programs over the maps there are", &e).hint(format!(
             "The instance goes on as it was. To change over:  {}",
-            anew(&instance_option(&name))
+            anew(option)
         ))
     })?;
     pin_maps(skeleton.object_mut(), dir)?;

@@ -8,12 +8,17 @@ use super::instance::Instance;
 use super::pair::Pair;
 use super::warm::round_trip;
 
-/// Before Linux 6.12 it is refused, which is all there is to see.
-pub fn refused_here() -> bool {
+/// Before Linux 6.12 it is refused.
+pub fn works_here() -> bool {
     let release = uname().expect("uname").release().to_owned();
     let release = release.to_str().expect("UTF-8");
     let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
-    if (numbers.next(), numbers.next()) >= (Some(6), Some(12)) {
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
+}
+
+/// Where it is, sees that it changes nothing, which is all there is to see.
+pub fn refused_here() -> bool {
+    if works_here() {
         return false;
     }
     let cgroup = Cgroup::new("adopt");

@@ -87,7 +87,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let attached = instance.attached()?;
     let setting = Setting {
         generation: (config.generation.wrapping_add(1)).wrapping_add(observed.unwrap_or_default()),
-        remedies: Remedies::new(instance.name(), &config, &attached),
+        remedies: Remedies::new(&context.place, &config, &attached),
         config,
         attached,
         instance: &instance,

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{Pid, getpgid};
 
-use super::{VARIABLE, failed, failed_as};
+use super::{BPFFS_VARIABLE, VARIABLE, failed, failed_as};
 use crate::error::{Error, Result};
 use crate::state::temporary::Temporary;
 use crate::sys::child::{SpawnError, spawn_in, wait_for_children};
@@ -93,7 +93,8 @@ pub fn run(words: &[OsString], temporary: &Temporary, signals: &mut Signals) -> 
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .env(VARIABLE, &temporary.place().instance);
+        .env(VARIABLE, &temporary.place().instance)
+        .env(BPFFS_VARIABLE, &temporary.place().bpffs);
     let name = program.to_string_lossy();
     let mut child =
         spawn_in(&mut command, &temporary.cgroup().path, signals.before).map_err(|error| {

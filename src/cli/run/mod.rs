@@ -23,6 +23,9 @@ pub use summary::Told;
 /// Names the instance to the command, and to every `sockaccel` that it runs.
 pub const VARIABLE: &str = "SOCKACCEL_INSTANCE";
 
+/// Names its bpffs to them.
+pub const BPFFS_VARIABLE: &str = "SOCKACCEL_BPFFS";
+
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
