@@ -84,6 +84,11 @@ impl World {
         Ran::of(&mut self.command(args))
     }
 
+    /// Names the bpffs in the ways out.
+    fn option(&self) -> String {
+        format!(" --bpffs {}", self.bpffs.path().display())
+    }
+
     /// Words, as in a shell.
     fn sh(&self, words: &str) -> Ran {
         self.bpffs.sh(words)
@@ -256,8 +261,9 @@ fn a_cgroup_removed_while_enabled_does_no_harm() {
     assert_eq!(paths.iter().filter(|c| c["path"].is_null()).count(), 1);
     world.enable(&kept, "--scope endpoints").ok();
     let status = world.sh("status").ok().stdout;
-    let way_out = "To take out what was removed:  sockaccel export | sockaccel apply -f -";
-    assert!(status.contains(way_out), "{status}");
+    let way_out = "To take out what was removed:  sockaccel exportHERE | sockaccel applyHERE -f -";
+    let way_out = way_out.replace("HERE", &world.option());
+    assert!(status.contains(&way_out), "{status}");
     let file = tempfile::NamedTempFile::new().expect("a file");
     fs::write(file.path(), world.sh("export").ok().stdout).expect("write");
     let apply = format!("apply -f {}", file.path().display());
@@ -270,7 +276,10 @@ fn a_cgroup_removed_while_enabled_does_no_harm() {
     drop(kept);
     deadline.until("the last one is removed", || {
         let status = world.sh("status").ok().stdout;
-        status.contains("what was removed:  sockaccel disable   (")
+        status.contains(&format!(
+            "what was removed:  sockaccel disable{}   (",
+            world.option()
+        ))
     });
     world.sh("disable").ok();
     world.assert_empty("disable");
@@ -290,7 +299,7 @@ fn without_privileges_nothing_is_done_or_hidden() {
     };
     let enable = enable_words(&cgroup, "");
     let refused = as_nobody(&enable);
-    assert_fails(&refused, 6, "sudo sockaccel enable --cgroup", "enable");
+    assert_fails(&refused, 6, "sudo sockaccel enable --allow fionread --cgroup", "enable");
     assert!(
         refused.stderr.contains("CAP_NET_ADMIN"),
         "{}",
@@ -850,8 +859,9 @@ fn fionread_is_refused_in_the_documented_form() {
         "\
 sockaccel: enable refused: on this kernel ({kernel}) FIONREAD reports 0 while {data} waits on an enrolled socket
   ({reference}). Programs that rely on it can hang: nginx >= 1.17.5, Java NIO, .NET.
-  Nothing was changed. If none of them runs in {path}:  sockaccel enable --cgroup {path} --allow fionread
-"
+  Nothing was changed. If none of them runs in {path}:  sockaccel enable --cgroup {path} --allow fionread{here}
+",
+        here = world.option()
     );
     assert_eq!((plain.code, plain.stderr), (Some(3), form));
     world.assert_empty("refused");
@@ -1273,8 +1283,9 @@ fn ways_out_name_the_instance() {
         ))
     };
     enable(1000).ok();
-    let way_out = "sockaccel disable --instance web, sockaccel apply -f FILE --instance web";
-    assert_fails(&enable(2000), 1, way_out, "max-sockets");
+    let web = format!(" --instance web{}", world.option());
+    let way_out = format!("sockaccel disable{web}, sockaccel apply -f FILE{web}");
+    assert_fails(&enable(2000), 1, &way_out, "max-sockets");
     for (words, way_out) in [
         (
             "policy add 10.0.0.1 egress any allow",
@@ -1283,14 +1294,11 @@ fn ways_out_name_the_instance() {
         ("endpoint list", "sockaccel endpoint add ADDR"),
     ] {
         let said = world.sh(&format!("{words} --instance web")).stderr;
-        assert!(
-            said.contains(&format!("{way_out} --instance web")),
-            "{said}"
-        );
+        assert!(said.contains(&format!("{way_out}{web}")), "{said}");
     }
     let said = world.sh("endpoint add 10.0.0.1 --instance web").ok().stderr;
     let path = cgroup.path().display();
-    let scope = format!("sockaccel enable --cgroup {path} --instance web --scope endpoints");
+    let scope = format!("sockaccel enable --cgroup {path}{web} --scope endpoints");
     assert!(said.contains(&scope), "{said}");
     world.sh("disable --instance web").ok();
 }
