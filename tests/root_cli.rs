@@ -299,7 +299,12 @@ fn without_privileges_nothing_is_done_or_hidden() {
     };
     let enable = enable_words(&cgroup, "");
     let refused = as_nobody(&enable);
-    assert_fails(&refused, 6, "sudo sockaccel enable --allow fionread --cgroup", "enable");
+    assert_fails(
+        &refused,
+        6,
+        "sudo sockaccel enable --allow fionread --cgroup",
+        "enable",
+    );
     assert!(
         refused.stderr.contains("CAP_NET_ADMIN"),
         "{}",

@@ -542,6 +542,20 @@ fn as_nobody() {
     }
 }
 
+/// No command uses what a user has put in the place of the directory of instances; the
+/// words of one that enables.
+fn refused_as_of_nobody(bpffs: &Bpffs, cgroup: &Cgroup) -> String {
+    let path = cgroup.path().to_str().expect("a path");
+    let enable = format!("enable --allow fionread --cgroup {path}");
+    for words in [&*enable, "status", "endpoint add 10.0.0.1", "disable"] {
+        let ran = bpffs.sh(words);
+        assert_eq!(ran.code, Some(3), "{words}: {}", ran.stderr);
+        let text = format!("{} belongs to user {NOBODY}", bpffs.base().display());
+        assert!(ran.stderr.contains(&text), "{words}: {}", ran.stderr);
+    }
+    enable
+}
+
 /// Everybody may make directories on a bpffs: one that waits for root's pins
 /// would let its owner take them away.
 #[test]
@@ -557,14 +571,7 @@ fn a_directory_that_nobody_made_is_not_used() {
         .status()
         .expect("mkdir");
     assert!(made.success());
-    let path = cgroup.path().to_str().expect("a path");
-    let enable = format!("enable --allow fionread --cgroup {path}");
-    for words in [&*enable, "status", "endpoint add 10.0.0.1", "disable"] {
-        let ran = bpffs.sh(words);
-        assert_eq!(ran.code, Some(3), "{words}: {}", ran.stderr);
-        let text = format!("{} belongs to user {NOBODY}", base.display());
-        assert!(ran.stderr.contains(&text), "{}", ran.stderr);
-    }
+    let enable = refused_as_of_nobody(&bpffs, &cgroup);
     assert_eq!(pins(&base), Vec::<PathBuf>::new());
     fs::remove_dir_all(&base).expect("as the message says");
     bpffs.sh(&enable).ok();
@@ -588,14 +595,7 @@ fn a_link_to_another_directory_is_not_used() {
         .status()
         .expect("ln");
     assert!(made.success());
-    let path = cgroup.path().to_str().expect("a path");
-    let enable = format!("enable --allow fionread --cgroup {path}");
-    for words in [&*enable, "status", "endpoint add 10.0.0.1", "disable"] {
-        let ran = bpffs.sh(words);
-        assert_eq!(ran.code, Some(3), "{words}: {}", ran.stderr);
-        let text = format!("{} belongs to user {NOBODY}", bpffs.base().display());
-        assert!(ran.stderr.contains(&text), "{words}: {}", ran.stderr);
-    }
+    refused_as_of_nobody(&bpffs, &cgroup);
     assert!(precious.exists());
     fs::remove_file(bpffs.base()).expect("rm");
 
