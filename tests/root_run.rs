@@ -483,6 +483,10 @@ fn processes_that_go_on_are_told_and_go_on_as_plain_tcp() {
     ]);
     let mut helper = Helper::start_under(command, "rounds");
     exchange(&mut helper);
+    let members = cgroup_of(&place.instances()[0])[0].join("cgroup.procs");
+    Deadline::seconds(20).until("sh, sleep and the helper", || {
+        fs::read_to_string(&members).is_ok_and(|pids| pids.lines().count() == 3)
+    });
     helper.signal(Signal::SIGTERM);
     assert_eq!(helper.wait(), 143);
     let summary = place.summary("s");
