@@ -24,6 +24,8 @@ use std::time::Duration;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
+use nix::fcntl::Flock;
+use nix::fcntl::FlockArg;
 use nix::mount::MntFlags;
 use nix::mount::MsFlags;
 use nix::mount::umount2;
@@ -334,6 +336,17 @@ fn without_privileges_nothing_is_done_or_hidden() {
     let refused = as_nobody("disable --json");
     assert_eq!(refused.json()["error"]["exit_status"], 6);
     assert_eq!(world.json("status"), status);
+}
+
+/// The directory is for everybody to open.
+#[test]
+fn who_locks_the_directory_below_keeps_nobody_from_mounting() {
+    let world = World::new();
+    let below = fs::File::open(world.bpffs.path()).expect("a directory");
+    let _locked = Flock::lock(below, FlockArg::LockExclusive).expect("flock");
+    let cgroup = Cgroup::new("cli");
+    world.enable(&cgroup, "").ok();
+    world.assert_enabled_once(&cgroup, 0, "mounted");
 }
 
 #[test]

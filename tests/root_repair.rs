@@ -239,6 +239,14 @@ fn cgroups_outside_of_a_container_are_not_taken_for_removed_ones() {
         exported.stderr.contains("1 cgroup of it cannot be seen"),
         "{exported:?}"
     );
+    // One that is inside and gone is.
+    let gone = Cgroup::new("gone");
+    instance.enable_more(&[&gone], &[]).ok();
+    let shown = format!("cgroup id {} (removed)", id_of(&gone));
+    drop(gone);
+    Deadline::seconds(20).until("the kernel has let go of it", || {
+        in_container(&["status"]).ok().stdout.contains(&shown)
+    });
     let applied = in_container(&["apply", "-f", file]);
     assert_eq!(applied.code, Some(1), "{applied:?}");
     let status = instance.run(&["status", "--json"]).ok().json();

@@ -521,16 +521,72 @@ const IN_THE_BACKGROUND: [&str; 3] = [
     "exec 3<&0; \"$0\" \"$@\" <&3 & exec 3<&-; sleep 1000 & trap \"kill $!\" TERM; wait $!; exit 1",
 ];
 
-#[test]
-fn what_a_process_that_goes_on_has_not_read_is_kept() {
-    let place = Place::new();
-    let mut command = place.run_told("s", &[]);
+/// A process that has something unread and outlives its run, with these options.
+fn left_with_unread(place: &Place, options: &[&str]) -> (Helper, Value) {
+    let mut command = place.run_told("s", options);
     command.args(IN_THE_BACKGROUND);
     let mut helper = Helper::start_under(command, "unread");
     assert_eq!(helper.hear(), "sent");
     helper.signal(Signal::SIGTERM);
     assert_eq!(helper.wait(), 1);
-    let summary = place.summary("s");
+    (helper, place.summary("s"))
+}
+
+/// With a name of its own the next run of that name ends it.
+#[test]
+fn a_name_is_free_again_when_what_drained_is_read() {
+    let place = Place::new();
+    let named = ["--instance", "nightly"];
+    let (mut helper, _) = left_with_unread(&place, &named);
+    let again = || place.run(&named).arg("true").output().expect("run");
+    assert_eq!(again().status.code(), Some(125), "it drains");
+    exchange(&mut helper);
+    let ran = again();
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(place.instances(), Vec::<String>::new());
+}
+
+/// Whatever a run has left in it.
+#[test]
+fn what_was_enabled_in_an_instance_since_stays() {
+    let place = Place::new();
+    let mut helper = warm_helper(&place, "s");
+    let instance = place.instances().remove(0);
+    helper.signal(Signal::SIGKILL);
+    helper.wait();
+    let cgroup = Cgroup::new("run-since");
+    let path = cgroup.path().display();
+    let since = format!("--instance {instance} --allow fionread --cgroup {path}");
+    place.bpffs.sh(&format!("enable {since}")).ok();
+    place.sweep();
+    let status = place
+        .bpffs
+        .sh(&format!("status --json --instance {instance}"));
+    let status = status.ok().json();
+    assert_eq!(
+        status["cgroups"][0]["path"],
+        serde_json::json!(cgroup.path()),
+        "{status}"
+    );
+    assert_eq!(
+        status["cgroups"].as_array().map(Vec::len),
+        Some(1),
+        "{status}"
+    );
+    exchange(&mut helper);
+    place
+        .bpffs
+        .sh(&format!("disable --instance {instance}"))
+        .ok();
+    helper.say("end");
+    let cgroup = cgroup_of(&instance).remove(0);
+    Deadline::seconds(30).until("the cgroup is empty", || fs::remove_dir(&cgroup).is_ok());
+}
+
+#[test]
+fn what_a_process_that_goes_on_has_not_read_is_kept() {
+    let place = Place::new();
+    let (mut helper, summary) = left_with_unread(&place, &[]);
     // The other end waits, too.
     assert_eq!(summary["draining_sockets"], 2, "{summary}");
     let instance = summary["instance"].as_str().expect("a name");
@@ -553,8 +609,14 @@ fn a_run_outside_is_not_taken_for_a_killed_one() {
     let place = Place::new();
     let mut outside = warm_helper(&place, "s");
     let inside = Cgroup::new("run-inside");
-    for (mount, status) in [("true", 125), ("mount -t cgroup2 none \"$0\"", 0)] {
-        let script = format!("umount -l \"$0\" && {mount} && exec \"$@\"");
+    let hide = [
+        ("umount -l \"$0\"", 125),
+        ("umount -l \"$0\" && mount -t cgroup2 none \"$0\"", 0),
+        // Its root is number 1, too.
+        ("mount -t tmpfs none \"$0\"", 125),
+    ];
+    for (hide, status) in hide {
+        let script = format!("{hide} && exec \"$@\"");
         let output = Command::new("sh")
             .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
             .arg(inside.path())

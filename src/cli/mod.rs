@@ -41,7 +41,7 @@ use crate::bench;
 use crate::doctor::behaviour;
 use crate::error::{Error, Result};
 use crate::output::{self, Output, PROSE};
-use crate::state::{DEFAULT_INSTANCE, Place, bpffs};
+use crate::state::{self, DEFAULT_INSTANCE, Place, bpffs};
 
 /// Makes TCP between two processes of this machine skip the TCP/IP stack.
 #[derive(Debug, Parser)]
@@ -72,11 +72,11 @@ struct Global {
     #[arg(short, long, global = true, hide_short_help = true)]
     pretty: bool,
     /// The instance to work on
-    #[arg(long, global = true, value_name = "NAME", env = run::VARIABLE, hide_env = true,
+    #[arg(long, global = true, value_name = "NAME", env = state::VARIABLE, hide_env = true,
           default_value = DEFAULT_INSTANCE, hide_short_help = true)]
     instance: String,
     /// Where instances are pinned
-    #[arg(long, global = true, value_name = "DIR", env = run::BPFFS_VARIABLE, hide_env = true,
+    #[arg(long, global = true, value_name = "DIR", env = state::BPFFS_VARIABLE, hide_env = true,
           default_value = bpffs::DEFAULT_DIR, hide_short_help = true)]
     bpffs: PathBuf,
     /// Bold headers: auto, always, never

@@ -103,9 +103,8 @@ impl Draining {
         let mut sockets = sockets::read(&instance.dir())?;
         sockets.retain(|socket| socket.waits_for().is_some());
         sockets.sort_by_key(|socket| std::cmp::Reverse(socket.unread_bytes));
-        let cgroups = instance.draining()?.into_iter().map(Attached::of);
         Ok(Self {
-            cgroups: cgroups.collect(),
+            cgroups: instance.leaving()?,
             sockets,
         })
     }

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -30,10 +31,7 @@ pub fn ensure(dir: &Path) -> Result<bool> {
     if is_bpffs(dir)? {
         return Ok(false);
     }
-    // Of two commands at once one mounts. What is locked is below the mount.
-    let _lock = File::open(dir).map_err(on("open", dir)).and_then(|below| {
-        Flock::lock(below, FlockArg::LockExclusive).map_err(|(_, e)| on("lock", dir)(e.into()))
-    })?;
+    let _turn = turn(dir);
     if is_bpffs(dir)? {
         return Ok(false);
     }
@@ -64,6 +62,22 @@ pub fn ensure(dir: &Path) -> Result<bool> {
         _ => Error::path("mount bpffs on", dir, e.into())
             .hint("Mount it outside:  mount -t bpf bpf /sys/fs/bpf   or name another with --bpffs."),
     })
+}
+
+/// Of two commands at once one mounts. What is locked is below the mount, where anybody
+/// may hold the lock: it is not waited for for long.
+fn turn(dir: &Path) -> Option<Flock<File>> {
+    const TRIES: u32 = 40;
+    const PAUSE: Duration = Duration::from_millis(50);
+    for _ in 0..TRIES {
+        let below = File::open(dir).ok()?;
+        match Flock::lock(below, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err(_) if is_bpffs(dir).is_ok_and(|mounted| mounted) => return None,
+            Err(_) => sleep(PAUSE),
+        }
+    }
+    None
 }
 
 /// What the kernel itself puts into every new one (`bpf_preload`).

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs, statfs};
 
 use crate::error::{Error, Result, on};
 
@@ -51,6 +51,8 @@ pub fn mounts() -> Vec<PathBuf> {
             let (target, kind) = (fields.nth(1)?, fields.next()?);
             (kind == "cgroup2").then(|| PathBuf::from(target))
         })
+        // Others may be mounted on top.
+        .filter(|at| statfs(at).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC))
         .collect()
 }
 

@@ -6,6 +6,7 @@
 //! holds for each cgroup of it; what a killed writer left behind goes with the
 //! next writer.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -24,6 +25,12 @@ use crate::sys::bpf;
 
 /// The instance when `--instance` is not given.
 pub const DEFAULT_INSTANCE: &str = "default";
+
+/// Names the instance where no option does; `run` sets it for its command.
+pub const VARIABLE: &str = "SOCKACCEL_INSTANCE";
+
+/// Names the bpffs likewise.
+pub const BPFFS_VARIABLE: &str = "SOCKACCEL_BPFFS";
 
 /// What to do where nothing can be made.
 pub(super) const BPFFS_HINT: &str = "Is the bpffs writable? Another can be named with --bpffs DIR.";
@@ -65,15 +72,15 @@ impl Place {
 
     /// What names it on a command line, each option with a space before it.
     pub fn option(&self) -> String {
-        let named = |option, value: &str| format!(" --{option} {value}");
-        let own = |is_usual: bool, option: String| if is_usual { String::new() } else { option };
-        own(
-            self.instance == DEFAULT_INSTANCE,
-            named("instance", &self.instance),
-        ) + &own(
-            self.bpffs == Path::new(bpffs::DEFAULT_DIR),
-            named("bpffs", &quoted(&self.bpffs)),
-        )
+        let is_set = |variable| env::var_os(variable).is_some();
+        let mut options = Vec::new();
+        if self.instance != DEFAULT_INSTANCE || is_set(VARIABLE) {
+            options.push(format!(" --instance {}", self.instance));
+        }
+        if self.bpffs != Path::new(bpffs::DEFAULT_DIR) || is_set(BPFFS_VARIABLE) {
+            options.push(format!(" --bpffs {}", quoted(&self.bpffs)));
+        }
+        options.concat()
     }
 
     /// A command about this instance, as it is to be typed.

@@ -248,7 +248,7 @@ struct Found {
 
 impl Instance {
     /// Enabled or on its way out; any cgroup, where none is named.
-    pub(super) fn has(&self, cgroup: Option<u64>) -> Result<bool> {
+    fn has(&self, cgroup: Option<u64>) -> Result<bool> {
         let known = [self.cgroups()?, self.draining()?].concat();
         Ok(cgroup.is_none_or(|id| known.contains(&id)))
     }
@@ -505,6 +505,12 @@ fn link_info(pin: &Path) -> Result<LinkInfo> {
 /// Its cgroup is gone, or somebody has detached it.
 fn is_severed(link: &LinkInfo) -> bool {
     matches!(&link.info, LinkTypeInfo::Cgroup(cgroup) if cgroup.cgroup_id == 0)
+}
+
+/// Whether the kernel has taken the cgroup of the link that is pinned there, as far as
+/// may be seen.
+pub(super) fn has_lost_its_cgroup(pin: &Path) -> bool {
+    pin.exists() && link_info(pin).is_ok_and(|link| is_severed(&link))
 }
 
 /// Whether the link that is pinned there is attached.

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::cgroup::{self, Cgroup};
 use super::dir::{BPFFS_HINT, Lock, Place, remove_tree};
-use super::drain::draining_dir;
+use super::drain::{draining_dir, has_lost_its_cgroup};
 use super::filters::Filters;
 use super::observer::Observer;
 use super::tables::Tables;
@@ -83,11 +83,13 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub(crate) fn of(id: u64) -> Self {
+    /// The one whose links are pinned there.
+    fn of(id: u64, pins: &Path) -> Self {
         let path = cgroup::path_of(id);
+        let gone = || cgroup::all_visible() || has_lost_its_cgroup(&pins.join("sa_sockops"));
         Self {
             id,
-            removed: path.is_none() && cgroup::all_visible(),
+            removed: path.is_none() && gone(),
             path,
         }
     }
@@ -410,7 +412,16 @@ impl Instance {
 
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
-        Ok(self.cgroups()?.into_iter().map(Attached::of).collect())
+        let pins = |id| (id, cgroup_dir(&self.dir(), id));
+        let all = self.cgroups()?.into_iter().map(pins);
+        Ok(all.map(|(id, pins)| Attached::of(id, &pins)).collect())
+    }
+
+    /// The cgroups that are on their way out.
+    pub fn leaving(&self) -> Result<Vec<Attached>> {
+        let pins = |id| (id, draining_dir(self, id));
+        let all = self.draining()?.into_iter().map(pins);
+        Ok(all.map(|(id, pins)| Attached::of(id, &pins)).collect())
     }
 
     /// The ids of these. To find a path takes a walk over all cgroups there are.

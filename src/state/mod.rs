@@ -21,7 +21,7 @@ mod upgrade;
 #[cfg(fuzzing)]
 pub use adopt::fuzz as fuzz_adopt;
 pub use adopt::{Adopted, adopt};
-pub use dir::{DEFAULT_INSTANCE, Lock, Place};
+pub use dir::{BPFFS_VARIABLE, DEFAULT_INSTANCE, Lock, Place, VARIABLE};
 pub use drain::{Drained, Patience, Sockets, Was, disable};
 pub use instance::{Attached, Change, Instance, Settings};
 pub use observer::Observer;

@@ -16,7 +16,7 @@ use super::cgroup::{self, Cgroup};
 use super::drain::{draining_dir, is_attached};
 use super::instance::{CGROUP_PROGRAMS, Change, Instance, attach_one, cgroup_dir, open_programs};
 use super::observer::Observer;
-use super::upgrade::set_verdict;
+use super::upgrade::{build, set_verdict};
 use crate::error::{Result, on};
 use crate::sys::bpf::{self, AttachType};
 
@@ -54,6 +54,10 @@ impl Instance {
     /// What somebody has unpinned or detached, as paths in its directory. Of what all
     /// sockets run (`link-skmsg`) only [`Self::repair`] knows whether it has to be there.
     pub fn missing(&self) -> Result<Vec<String>> {
+        if self.config()?.build != build() {
+            // Another version has others.
+            return Ok(Vec::new());
+        }
         let dir = self.dir();
         let (maps, programs) = names()?;
         let maps = maps.into_iter().filter(|name| name.starts_with("sa_"));

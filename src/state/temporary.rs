@@ -182,25 +182,28 @@ fn is_taken(error: &Error) -> bool {
 }
 
 /// What is left then goes on draining: the next `run` finishes it.
-fn disable(place: &Place, timeout: Duration) -> Result<Drained> {
+fn disable(place: &Place, cgroup: Option<u64>, timeout: Duration) -> Result<Drained> {
     let patience = Patience {
         timeout,
         now: false,
     };
-    drain::disable(place, None, patience, |_| {})
+    drain::disable(place, cgroup, patience, |_| {})
 }
 
-/// Unless it is somebody else's of the same name, on other cgroups, or not there.
+/// Takes this cgroup out, and the instance with it, unless somebody has enabled others
+/// in it; nothing where it is not in it.
 fn disable_on(place: &Place, cgroup: u64, timeout: Duration) -> Result<Option<Drained>> {
     let instance = match Instance::open_to_remove(place) {
         Err(Error::NotEnabled { .. }) => return Ok(None),
         instance => instance?,
     };
-    if !instance.has(Some(cgroup))? {
+    let ids = [instance.cgroups()?, instance.draining()?].concat();
+    drop(instance);
+    if !ids.contains(&cgroup) {
         return Ok(None);
     }
-    drop(instance);
-    disable(place, timeout).map(Some)
+    let is_alone = ids == [cgroup];
+    disable(place, (!is_alone).then_some(cgroup), timeout).map(Some)
 }
 
 fn is_running(pid: u32) -> bool {
@@ -278,9 +281,11 @@ pub fn sweep(place: &Place) -> Vec<Stale> {
             instance: name,
             ..place.clone()
         };
-        if is_generated(&orphan.instance)
-            && has_lost_its_cgroup(&orphan)
-            && disable(&orphan, Duration::ZERO).is_ok_and(|drained| drained.waiting.is_empty())
+        let ours = is_generated(&orphan.instance) || orphan.instance == place.instance;
+        if ours
+            && is_left(&orphan)
+            && disable(&orphan, None, Duration::ZERO)
+                .is_ok_and(|drained| drained.waiting.is_empty())
         {
             swept.push(Stale {
                 cgroup: format!("{PREFIX}{}", orphan.instance).into(),
@@ -306,12 +311,18 @@ fn sweep_one(place: &Place, path: &Path) -> Option<Stale> {
     })
 }
 
-/// Where not all cgroups can be seen, what has none here may be a run outside.
-fn has_lost_its_cgroup(place: &Place) -> bool {
+/// It drains, or is of a `run`, and its cgroups are gone. Where not all cgroups can be
+/// seen, what is enabled may be a run outside; what drains is to end in any case.
+fn is_left(place: &Place) -> bool {
     let ids = Instance::open_to_remove(place)
-        .and_then(|instance| Ok([instance.cgroups()?, instance.draining()?].concat()));
+        .and_then(|instance| Ok((instance.cgroups()?, instance.draining()?)));
+    let Ok((enabled, draining)) = ids else {
+        return false;
+    };
     let is_gone = |id: &u64| cgroup::path_of(*id).is_none();
-    cgroup::all_visible() && ids.is_ok_and(|ids| !ids.is_empty() && ids.iter().all(is_gone))
+    let enabled_gone = enabled.is_empty()
+        || (is_generated(&place.instance) && cgroup::all_visible() && enabled.iter().all(is_gone));
+    enabled_gone && !(enabled.is_empty() && draining.is_empty()) && draining.iter().all(is_gone)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::absolute;
 use std::process::{Child, Command, ExitStatus};
 
 use nix::libc;
@@ -10,9 +11,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{Pid, getpgid};
 
-use super::{BPFFS_VARIABLE, VARIABLE, failed, failed_as};
+use super::{failed, failed_as};
 use crate::error::{Error, Result};
 use crate::state::temporary::Temporary;
+use crate::state::{BPFFS_VARIABLE, VARIABLE};
 use crate::sys::child::{SpawnError, spawn_in, wait_for_children};
 
 /// As env(1): found, but not executable; not found.
@@ -90,11 +92,13 @@ pub fn run(words: &[OsString], temporary: &Temporary, signals: &mut Signals) -> 
     let (program, arguments) = words
         .split_first()
         .ok_or_else(|| failed(Error::Usage("run what?".into())))?;
+    // The command may change its directory.
+    let bpffs = absolute(&temporary.place().bpffs).unwrap_or_default();
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env(VARIABLE, &temporary.place().instance)
-        .env(BPFFS_VARIABLE, &temporary.place().bpffs);
+        .env(BPFFS_VARIABLE, &bpffs);
     let name = program.to_string_lossy();
     let mut child =
         spawn_in(&mut command, &temporary.cgroup().path, signals.before).map_err(|error| {

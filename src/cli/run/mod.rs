@@ -15,16 +15,10 @@ use crate::error::{Error, Failure, Result, on};
 use crate::maps::Stats;
 use crate::output::say;
 use crate::state::temporary::{self, Temporary};
-use crate::state::{DEFAULT_INSTANCE, Place};
+use crate::state::{DEFAULT_INSTANCE, Place, VARIABLE};
 use command::Signals;
 use summary::Summary;
 pub use summary::Told;
-
-/// Names the instance to the command, and to every `sockaccel` that it runs.
-pub const VARIABLE: &str = "SOCKACCEL_INSTANCE";
-
-/// Names its bpffs to them.
-pub const BPFFS_VARIABLE: &str = "SOCKACCEL_BPFFS";
 
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
@@ -103,7 +97,7 @@ fn accelerated(context: &Context, args: &Args, report: &mut Report) -> Result<u8
     };
     let summary = Summary {
         command: &args.command,
-        instance: &place.instance,
+        place: &place,
         status: exit_status,
         elapsed,
         stats,

@@ -13,6 +13,7 @@ use crate::maps::Stats;
 use crate::outcome::{REASONS, index};
 use crate::output::count;
 use crate::remedy::Remedies;
+use crate::state::Place;
 use crate::state::temporary::{Remains, Stale};
 
 /// Processes that are named at most.
@@ -46,7 +47,7 @@ pub struct Told<'a> {
 #[derive(Debug)]
 pub struct Summary<'a> {
     pub command: &'a [OsString],
-    pub instance: &'a str,
+    pub place: &'a Place,
     pub status: u8,
     pub elapsed: Duration,
     pub stats: Stats,
@@ -60,7 +61,7 @@ impl Summary<'_> {
         let remedies = Remedies::of_run();
         Told {
             command: words.map(|word| word.to_string_lossy()).collect(),
-            instance: self.instance,
+            instance: &self.place.instance,
             exit_status: self.status,
             seconds: self.elapsed.as_secs_f64(),
             redirected_share: self.stats.redirected_share(),
@@ -103,9 +104,10 @@ impl Summary<'_> {
         if self.remains.draining > 0 {
             lines.push(format!(
                 "  left draining, as redirected data is not read yet: {} of instance {name}; the next run after that takes it away\n  \
-                 To see what waits:  sockaccel status --instance {name}",
+                 To see what waits:  sockaccel status{option}",
                 count(self.remains.draining as u64, "socket"),
-                name = self.instance,
+                name = self.place.instance,
+                option = self.place.option(),
             ));
         }
         lines.join("\n")
