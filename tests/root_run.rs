@@ -514,11 +514,13 @@ fn processes_that_go_on_are_told_and_go_on_as_plain_tcp() {
     assert!(redirected >= Some(u64::from(ROUNDS)), "{summary}");
 }
 
-/// A background job of sh has no stdin but by another descriptor.
+/// A background job of sh has no stdin but by another descriptor. It ends by SIGTERM with
+/// 1 from before the job begins.
 const IN_THE_BACKGROUND: [&str; 3] = [
     "sh",
     "-c",
-    "exec 3<&0; \"$0\" \"$@\" <&3 & exec 3<&-; sleep 1000 & trap \"kill $!\" TERM; wait $!; exit 1",
+    "sleep 1000 & sleep=$!; trap 'kill $sleep; exit 1' TERM; \
+     exec 3<&0; \"$0\" \"$@\" <&3 & exec 3<&-; wait $sleep",
 ];
 
 /// A process that has something unread and outlives its run, with these options.
