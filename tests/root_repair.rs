@@ -20,9 +20,9 @@ use sockaccel::maps::Table;
 use sockaccel::maps::layout::Cidr;
 use sockaccel::sys::bpf;
 
-use common::cgroup;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
+use common::hidden;
 use common::instance::Instance;
 use common::instance::Ran;
 use common::other_program::attached_to;
@@ -218,13 +218,8 @@ fn cgroups_outside_of_a_container_are_not_taken_for_removed_ones() {
     fs::write(file.path(), instance.run(&["export"]).ok().stdout).expect("write");
     let file = file.path().to_str().expect("UTF-8");
     let in_container = |args: &[&str]| {
-        let script = "umount -l \"$0\" && mount -t cgroup2 none \"$0\" && exec \"$@\"";
         Ran::of(
-            Command::new("sh")
-                .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
-                .arg(inside.path())
-                .args(["unshare", "--cgroup", "--mount", "sh", "-c", script])
-                .arg(cgroup::mount())
+            hidden::command(&inside, hidden::OWN)
                 .arg(BINARY)
                 .args(args)
                 .args(["--instance", instance.name()]),

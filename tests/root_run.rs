@@ -28,6 +28,7 @@ use common::deadline::Deadline;
 use common::helper;
 use common::helper::Channel;
 use common::helper::Helper;
+use common::hidden;
 use common::layout;
 use common::pair::Options;
 use common::pair::Pair;
@@ -613,17 +614,12 @@ fn a_run_outside_is_not_taken_for_a_killed_one() {
     let inside = Cgroup::new("run-inside");
     let hide = [
         ("umount -l \"$0\"", 125),
-        ("umount -l \"$0\" && mount -t cgroup2 none \"$0\"", 0),
+        (hidden::OWN, 0),
         // Its root is number 1, too.
         ("mount -t tmpfs none \"$0\"", 125),
     ];
     for (hide, status) in hide {
-        let script = format!("{hide} && exec \"$@\"");
-        let output = Command::new("sh")
-            .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
-            .arg(inside.path())
-            .args(["unshare", "--cgroup", "--mount", "sh", "-c", &script])
-            .arg(cgroup::mount())
+        let output = hidden::command(&inside, hide)
             .arg(BINARY)
             .args(place.run(&[]).get_args())
             .arg("true")

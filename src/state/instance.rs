@@ -412,16 +412,26 @@ impl Instance {
 
     /// The cgroups it is attached to.
     pub fn attached(&self) -> Result<Vec<Attached>> {
-        let pins = |id| (id, cgroup_dir(&self.dir(), id));
-        let all = self.cgroups()?.into_iter().map(pins);
+        let all = self.pins_of_enabled()?.into_iter();
         Ok(all.map(|(id, pins)| Attached::of(id, &pins)).collect())
     }
 
     /// The cgroups that are on their way out.
     pub fn leaving(&self) -> Result<Vec<Attached>> {
-        let pins = |id| (id, draining_dir(self, id));
-        let all = self.draining()?.into_iter().map(pins);
+        let all = self.pins_of_draining()?.into_iter();
         Ok(all.map(|(id, pins)| Attached::of(id, &pins)).collect())
+    }
+
+    /// Ids of the enabled cgroups, and the directories with their links.
+    pub(super) fn pins_of_enabled(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let pins = |id| (id, cgroup_dir(&self.dir(), id));
+        Ok(self.cgroups()?.into_iter().map(pins).collect())
+    }
+
+    /// The same of those on their way out, which have the guards of what is enrolled.
+    pub(super) fn pins_of_draining(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let pins = |id| (id, draining_dir(self, id));
+        Ok(self.draining()?.into_iter().map(pins).collect())
     }
 
     /// The ids of these. To find a path takes a walk over all cgroups there are.

@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use libbpf_rs::skel::OpenSkel;
 
 use super::cgroup::{self, Cgroup};
-use super::drain::{draining_dir, is_attached};
-use super::instance::{CGROUP_PROGRAMS, Change, Instance, attach_one, cgroup_dir, open_programs};
+use super::drain::is_attached;
+use super::instance::{CGROUP_PROGRAMS, Change, Instance, attach_one, open_programs};
 use super::observer::Observer;
 use super::upgrade::{build, set_verdict};
 use crate::error::{Result, on};
 use crate::sys::bpf::{self, AttachType};
+
+/// Its name and where it is attached.
+type Link = (&'static str, AttachType);
 
 impl Instance {
     /// Makes the instance whole again, as far as that is possible.
@@ -44,7 +47,7 @@ impl Instance {
         if !linked && dir.join("link-skmsg").exists() {
             change = Change::Done;
         }
-        for (id, pins) in self.directories_of_cgroups()? {
+        for (id, pins) in self.pins_of_all()? {
             change = change.and(self.repair_cgroup(id, &pins)?);
         }
         self.reconcile()?;
@@ -65,14 +68,16 @@ impl Instance {
             .chain(self.names_of_one_observer(programs))
             .filter(|name| !dir.join(name).exists())
             .collect();
-        for (id, pins) in self.directories_of_cgroups()? {
+        for (id, pins) in self.pins_of_all()? {
             let name = pins
                 .file_name()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let names = missing_links(id, &pins)?.into_iter();
-            missing.extend(names.map(|(link, _)| format!("{name}/{link}")));
+            let links = missing_links(id, &pins)?
+                .into_iter()
+                .flat_map(|found| found.1);
+            missing.extend(links.map(|(link, _)| format!("{name}/{link}")));
         }
         Ok(missing)
     }
@@ -89,23 +94,12 @@ impl Instance {
         programs.into_iter()
     }
 
-    /// Enabled ones and those on their way out: these have the guards of what is enrolled.
-    fn directories_of_cgroups(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let dir = self.dir();
-        let enabled = self
-            .cgroups()?
-            .into_iter()
-            .map(|id| (id, cgroup_dir(&dir, id)));
-        let draining = self
-            .draining()?
-            .into_iter()
-            .map(|id| (id, draining_dir(self, id)));
-        Ok(enabled.chain(draining).collect())
+    fn pins_of_all(&self) -> Result<Vec<(u64, PathBuf)>> {
+        Ok([self.pins_of_enabled()?, self.pins_of_draining()?].concat())
     }
 
     fn repair_cgroup(&self, id: u64, pins: &Path) -> Result<Change> {
-        let missing = missing_links(id, pins)?;
-        let Some(path) = cgroup::path_of(id).filter(|_| !missing.is_empty()) else {
+        let Some((path, missing)) = missing_links(id, pins)? else {
             return Ok(Change::Nothing);
         };
         let cgroup = Cgroup::open(&path)?;
@@ -144,19 +138,19 @@ impl Instance {
     }
 }
 
-/// Those of its links that are not attached. A cgroup that is gone has nothing to attach
-/// to.
-fn missing_links(id: u64, pins: &Path) -> Result<Vec<(&'static str, AttachType)>> {
+/// Those of its links that are not attached, and the path of the cgroup to attach them to;
+/// `None` where all are, or it is gone.
+fn missing_links(id: u64, pins: &Path) -> Result<Option<(PathBuf, Vec<Link>)>> {
     let mut missing = Vec::new();
-    for (name, kind) in CGROUP_PROGRAMS {
-        if !is_attached(&pins.join(name))? {
-            missing.push((name, kind));
+    for link in CGROUP_PROGRAMS {
+        if !is_attached(&pins.join(link.0))? {
+            missing.push(link);
         }
     }
-    if !missing.is_empty() && cgroup::path_of(id).is_none() {
-        missing.clear();
+    if missing.is_empty() {
+        return Ok(None);
     }
-    Ok(missing)
+    Ok(cgroup::path_of(id).map(|path| (path, missing)))
 }
 
 /// Names of the maps and of the programs that this binary brings.

@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod deadline;
 pub mod forge;
 pub mod helper;
+pub mod hidden;
 pub mod instance;
 pub mod layout;
 pub mod netns;
