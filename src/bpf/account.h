@@ -28,6 +28,14 @@ static __always_inline bool sa_eject_side(struct sa_conn *conn, __u32 side, __u6
 	return true;
 }
 
+static __always_inline void sa_tell_now(struct sa_sock *st)
+{
+	sa_add(redirected_messages, st->redirected_messages - st->told_messages);
+	sa_add(redirected_bytes, st->redirected_bytes - st->told_bytes);
+	st->told_messages = st->redirected_messages;
+	st->told_bytes = st->redirected_bytes;
+}
+
 /*
  * Two locked additions for each message would be a tenth of the verdict, so a
  * socket counts for itself what it redirects, and tells when it leaves and at each
@@ -42,12 +50,16 @@ static __always_inline void sa_tell(struct sa_sock *st)
 		return;
 	sa_earn(st, st->redirected_messages % SA_ADMIT_EVERY);
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-	if (!conn || !(conn->accounted & sa_bit(SA_TOLD, st->side))) {
-		sa_add(redirected_messages, st->redirected_messages - st->told_messages);
-		sa_add(redirected_bytes, st->redirected_bytes - st->told_bytes);
-	}
+	if (!conn || !(conn->accounted & sa_bit(SA_TOLD, st->side)))
+		return sa_tell_now(st);
 	st->told_messages = st->redirected_messages;
 	st->told_bytes = st->redirected_bytes;
+}
+
+/* No change of state is told where another program has set its own callback flags. */
+static __always_inline bool sa_is_deaf(const struct tcp_sock___sa *tp)
+{
+	return !(tp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /* The same for the peer, which has redirected its last message. */

@@ -35,7 +35,7 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 		st->enrolled = 0;
 	}
 	sa_leave(st);
-	sa_quiet(ops);
+	sa_quiet(ops, st);
 }
 
 /*

@@ -295,6 +295,7 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 		if (err)
 			reason = sa_update_reason(err);
 	}
+	st->acks_wanted = !!(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTT_CB_FLAG);
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 					       BPF_SOCK_OPS_RTT_CB_FLAG);
 	sa_conclude(st, reason);

@@ -181,7 +181,7 @@ struct sa_sock {
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */
 	__u32 adopted; /* enum sa_adopted */
-	__u32 pad;
+	__u32 acks_wanted; /* by another program: its RTT callbacks stay on */
 	struct sa_tuple tuple;
 };
 _Static_assert(sizeof(struct sa_sock) == 320, "layout");

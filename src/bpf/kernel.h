@@ -100,6 +100,7 @@ struct sock_common___sa {
 	struct in6_addr___sa skc_v6_rcv_saddr;
 	atomic64_t___sa skc_cookie;
 	unsigned long skc_flags;
+	struct refcount_struct___sa skc_refcnt;
 };
 
 struct page_counter___sa {
@@ -197,6 +198,7 @@ struct tcp_sock___sa {
 	__u8 syn_data : 1;
 	__u8 syn_fastopen : 1;
 	bool is_mptcp;
+	__u8 bpf_sock_ops_cb_flags;
 	struct tcp_options_received___sa rx_opt;
 };
 

@@ -186,6 +186,8 @@ int sa_verdict(struct sk_msg_md *msg)
 	st->redirected_bytes += v.size;
 	if (!(st->redirected_messages % SA_ADMIT_EVERY))
 		sa_earn(st, SA_ADMIT_EVERY);
+	if (sa_is_deaf(tp))
+		sa_tell_now(st);
 	if (path != SA_PATH_REDIRECT) {
 		sa_add(promotions, 1);
 		sa_event(st, SA_EVENT_PROMOTED, 0);

@@ -14,8 +14,11 @@
 #include "account.h"
 #include "inspect.h"
 
-static __always_inline void sa_quiet(struct bpf_sock_ops *ops)
+/* Enough of its ACKs; another program may have asked for them, too. */
+static __always_inline void sa_quiet(struct bpf_sock_ops *ops, const struct sa_sock *st)
 {
+	if (st->acks_wanted || !(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+		return;
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
@@ -99,7 +102,7 @@ static __always_inline void sa_dismiss_peer(struct bpf_sock_ops *ops, const stru
 		return;
 	if (psock && sa_eject_side(conn, !st->side, st->peer_cookie, SA_REASON_STREAM))
 		sa_tell_for_peer(st, conn);
-	sa_quiet(ops);
+	sa_quiet(ops, st);
 }
 
 /* An ACK of a socket that has been judged: it sends by the stack. */

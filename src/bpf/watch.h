@@ -5,11 +5,13 @@
  * connected: it may have done so with a time limit, and block from then on; that comes
  * at once, or late where its thread has to wait for a processor. And at an accepted one
  * that was enrolled before accept(2), until that: how it reads shows only then. Of the
- * first children of a listener; after that their siblings speak.
+ * first children of a listener; after that their siblings speak. And at every connection
+ * as it grows older: is it there? Its end may go untold, see collect.h.
  */
 #ifndef SA_WATCH_H
 #define SA_WATCH_H
 
+#include "collect.h"
 #include "eject.h"
 
 #define SA_CLOCK_MONOTONIC 1
@@ -22,6 +24,8 @@
 #define SA_WATCH_LONELY_NS (1000 * SA_WATCH_MS)
 /* ... and of one that is adopted when every network namespace was walked once more. */
 #define SA_WATCH_ADOPTED_NS (30000 * SA_WATCH_MS)
+/* After the looks at how it reads: 1 s, 2 s, 4 s ... 64 s, and every 64 s then. */
+#define SA_WATCH_DOUBLINGS 6
 
 /* SA_READER_UNKNOWN also for a socket that is gone. */
 static __always_inline __u32 sa_judge_side(const struct sa_side *side,
@@ -70,6 +74,15 @@ static __always_inline __u64 sa_watch_delay_again(__u32 again)
 	return again ? again * 250 * SA_WATCH_MS : 16 * SA_WATCH_MS;
 }
 
+static __always_inline __u64 sa_watch_rest(struct sa_conn *conn)
+{
+	__u32 doublings = conn->looks++;
+
+	if (doublings > SA_WATCH_DOUBLINGS)
+		doublings = SA_WATCH_DOUBLINGS;
+	return 1000 * SA_WATCH_MS << doublings;
+}
+
 /*
  * The slots are free for others; the socket sees it at its next callback. The
  * entry may be another connection's by now: what has a side taken stays, so once
@@ -94,18 +107,12 @@ static __always_inline void sa_give_up(const __u64 *at, struct sa_conn *conn)
 	bpf_map_delete_elem(&sa_conns, &id);
 }
 
-static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
+/* How its two ends read. Ns until the next look at that, 0 when there need be none. */
+static __always_inline __u64 sa_watch_readers(struct sa_conn *conn, const struct sa_config *conf)
 {
-	const struct sa_config *conf = sa_conf();
 	const struct sa_side *server, *client;
 	__u32 reads, connects, reason;
 
-	if (!conf || !conf->enabled || conn->left || conn->gate)
-		return 0;
-	if (!conn->side[0].cookie || !conn->side[1].cookie) {
-		sa_give_up(id, conn);
-		return 0;
-	}
 	server = sa_side(conn, conn->side[0].role != SA_ROLE_PASSIVE);
 	client = sa_side(conn, conn->side[0].role == SA_ROLE_PASSIVE);
 	/* Between accept(2) and fcntl(2) some look as if they blocked. */
@@ -113,10 +120,7 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 	connects = sa_judge_side(client, conf);
 	if (reads == SA_READER_UNKNOWN || connects == SA_READER_UNKNOWN) {
 		/* It has been there: it is closed. */
-		if (conn->again)
-			return 0;
-		bpf_timer_start(&conn->timer, sa_watch_delay(conn->looks++), 0);
-		return 0;
+		return conn->again ? 0 : sa_watch_delay(conn->looks++);
 	}
 	reason = reads ? reads : connects;
 	if (!reason) {
@@ -125,21 +129,36 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 			sa_listener_learn(server->netns_cookie, server->tuple.local_port,
 					  SA_READERS_NONBLOCKING);
 		conn->suspect = 0;
-		if (conn->again < SA_WATCH_AGAIN) {
-			bpf_timer_start(&conn->timer, sa_watch_delay_again(conn->again), 0);
-			conn->again++;
-		}
-		return 0;
+		conn->again++;
+		return conn->again <= SA_WATCH_AGAIN ? sa_watch_delay_again(conn->again - 1) : 0;
 	}
 	if (!conn->suspect) {
 		conn->suspect = 1;
-		bpf_timer_start(&conn->timer, SA_WATCH_SUSPECT_NS, 0);
-		return 0;
+		return SA_WATCH_SUSPECT_NS;
 	}
 	if (reads == SA_REASON_BLOCKING_READER)
 		sa_listener_learn(server->netns_cookie, server->tuple.local_port,
 				  SA_READERS_BLOCKING);
 	sa_watch_eject(conn, reason);
+	return 0;
+}
+
+static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
+{
+	const struct sa_config *conf = sa_conf();
+	__u64 ns = 0;
+
+	if (sa_collect(id, conn))
+		return 0;
+	if (conf && conf->enabled && !conn->left && !conn->gate) {
+		if (!conn->side[0].cookie || !conn->side[1].cookie) {
+			sa_give_up(id, conn);
+			return 0;
+		}
+		if (conn->again <= SA_WATCH_AGAIN)
+			ns = sa_watch_readers(conn, conf);
+	}
+	bpf_timer_start(&conn->timer, ns ? ns : sa_watch_rest(conn), 0);
 	return 0;
 }
 

@@ -144,7 +144,7 @@ pub struct Sock {
     pub cut: u32,
     pub straggler: u32,
     pub adopted: u32,
-    pub pad: u32,
+    pub acks_wanted: u32,
     pub tuple: Tuple,
 }
 

@@ -22,9 +22,9 @@ pub const SOCK_OPS: Topic = Topic {
     name: "other_sock_ops",
     sound: "no other program is told of these cgroups' connections and socket options",
     otherwise: "other programs act on the same connections: both run, and a socket that one of \
-                them puts into a map of its own is skipped as busy; one that sets callback flags of \
-                its own takes ours away, and then connections stay in the tables when they have \
-                ended, until map_full, and the counters miss what they sent",
+                them puts into a map of its own is skipped as busy; where one sets callback flags \
+                of its own, which replaces ours, a one-way stream stays enrolled and is slower than \
+                on plain TCP, and a connection that has ended keeps its room for up to a minute",
 };
 
 /// Others that see packets.

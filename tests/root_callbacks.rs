@@ -1,0 +1,126 @@
+//! Another `sock_ops` program on the same cgroup sets callback flags of its own, which
+//! replaces all that a socket has.
+
+mod common;
+
+use common::books::assert_balanced;
+use common::cgroup::Cgroup;
+use common::deadline::Deadline;
+use common::instance::Instance;
+use common::other_program::OtherProgram;
+use common::other_program::RTO_CALLBACK;
+use common::other_program::RTT_CALLBACK;
+use common::pair::Options;
+use common::pair::Pair;
+use common::warm::round_trip;
+use common::warm::warm_up;
+
+const ROUND_TRIPS: u64 = 20;
+
+fn wait_until_nothing_is_left(instance: &Instance) {
+    Deadline::seconds(30).until("empty tables", || {
+        instance.dump("sockhash").is_empty() && instance.dump("connections").is_empty()
+    });
+}
+
+/// More connections than there is room for, some at a time.
+#[test]
+fn connections_end_where_ours_were_taken_away() {
+    let cgroup = Cgroup::new("callbacks");
+    let instance = Instance::enable(&cgroup, &["--max-sockets", "64"]);
+    let other = OtherProgram::attach_with_flags(&cgroup, RTO_CALLBACK);
+    let joined = cgroup.join();
+    let mut redirected = 0;
+    for _ in 0..5 {
+        let pairs: Vec<Pair> = (0..30).map(|_| Pair::new()).collect();
+        let before = instance.stats();
+        for pair in &pairs {
+            for _ in 0..ROUND_TRIPS {
+                round_trip(pair);
+            }
+        }
+        let open = instance.stats();
+        let sent = 30 * 2 * ROUND_TRIPS;
+        redirected += open.delta(&before, "redirected_messages");
+        assert_eq!(
+            open.delta(&before, "redirected_messages") + open.delta(&before, "stack_messages"),
+            sent
+        );
+        assert!(
+            open.delta(&before, "redirected_messages") > sent / 2,
+            "{}",
+            open.0
+        );
+        drop(pairs);
+        wait_until_nothing_is_left(&instance);
+        let closed = instance.stats();
+        assert_eq!(closed.redirected_messages(), redirected);
+        assert_eq!(closed.redirected_bytes(), redirected * 4);
+    }
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.count("enrolled"), 300);
+    assert_eq!(stats.count("enrolled_now"), 0);
+    assert_eq!(
+        other.acks(),
+        0,
+        "the other program's flags are not in force"
+    );
+    drop(joined);
+}
+
+/// One socket's callbacks are all there, the other's are not.
+#[test]
+fn a_connection_ends_where_one_end_lost_its_callbacks() {
+    let (client, server) = (Cgroup::new("callbacks"), Cgroup::new("callbacks"));
+    let instance = Instance::try_enable(&[&client, &server], &[]).expect("enabled");
+    let _other = OtherProgram::attach_with_flags(&server, RTO_CALLBACK);
+    for _ in 0..3 {
+        let Pair { client, server } = {
+            let pair = Pair::between(&client, &server);
+            warm_up(&instance, &pair);
+            pair
+        };
+        drop(server);
+        drop(client);
+        wait_until_nothing_is_left(&instance);
+    }
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.count("enrolled"), 6);
+    assert_eq!(stats.count("enrolled_now"), 0);
+}
+
+fn acks_go_on(instance: &Instance, cgroup: &Cgroup, other: &OtherProgram) {
+    let _joined = cgroup.join();
+    let options = Options {
+        server_nonblocking: false,
+        ..Options::default()
+    };
+    let pair = Pair::with(&options);
+    Deadline::seconds(10).until("ejected or skipped", || {
+        round_trip(&pair);
+        instance.dump("sockhash").is_empty()
+    });
+    // Ours are through with it after the next ACK of each end.
+    round_trip(&pair);
+    let before = other.acks();
+    for _ in 0..ROUND_TRIPS {
+        round_trip(&pair);
+    }
+    assert!(other.acks() > before, "{before} ACKs, and no more");
+}
+
+#[test]
+fn acks_that_another_program_asked_for_before_go_on() {
+    let cgroup = Cgroup::new("callbacks");
+    let other = OtherProgram::attach_with_flags(&cgroup, RTT_CALLBACK);
+    let instance = Instance::enable(&cgroup, &[]);
+    acks_go_on(&instance, &cgroup, &other);
+}
+
+#[test]
+fn acks_that_another_program_asked_for_after_go_on() {
+    let cgroup = Cgroup::new("callbacks");
+    let instance = Instance::enable(&cgroup, &[]);
+    let other = OtherProgram::attach_with_flags(&cgroup, RTT_CALLBACK);
+    acks_go_on(&instance, &cgroup, &other);
+}
