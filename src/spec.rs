@@ -363,6 +363,15 @@ impl Spec {
 
     /// As `apply` reads it.
     pub fn to_toml(&self) -> Result<String> {
+        for path in &self.cgroups {
+            let path = path.get_ref();
+            if path.to_str().is_none() {
+                return Err(Error::Failed(format!(
+                    "cannot export cgroup {}: its name is not UTF-8, which a file for apply has to be\n  Without it:  sockaccel disable --cgroup PATH",
+                    path.display()
+                )));
+            }
+        }
         toml::to_string(self).map_err(|e| Error::Failed(format!("cannot write TOML: {e}")))
     }
 }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::io::pipe;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -848,6 +849,62 @@ fn usage_errors_are_2() {
     let words: Vec<&str> = enable.split_whitespace().collect();
     let unknown = Ran::of(world.command(&words).env("SOCKACCEL_ALLOW", "everything"));
     assert_fails(&unknown, 2, "SOCKACCEL_ALLOW", "an unknown risk in it");
+}
+
+/// Scripts write `VARIABLE= command` for a command without it. An option is no variable.
+#[test]
+fn empty_variables_are_as_none() {
+    let bpffs = Bpffs::new();
+    let name = common::unique("cli");
+    let told = |command: &mut Command| Ran::of(command.env("SOCKACCEL_BPFFS", bpffs.path()));
+    let missing = told(
+        Command::new(BINARY)
+            .arg("status")
+            .env("SOCKACCEL_INSTANCE", ""),
+    );
+    assert_fails(&missing, 4, "instance default is not enabled", "no name");
+    let default = Ran::of(
+        Command::new(BINARY)
+            .args(["status", "--instance", &name])
+            .env("SOCKACCEL_BPFFS", ""),
+    );
+    let way_out = format!("enable --cgroup PATH --instance {name}\n");
+    assert_fails(&default, 4, &way_out, "no bpffs");
+    for (option, text) in [
+        ("--instance", "instance name \"\""),
+        ("--bpffs", "bpffs \"\""),
+    ] {
+        let said = Ran::of(Command::new(BINARY).args(["status", option, ""]));
+        assert_fails(&said, 2, text, option);
+    }
+}
+
+/// Names of cgroups are bytes; JSON and TOML are text.
+#[test]
+fn a_cgroup_whose_name_is_not_utf8() {
+    let world = World::new();
+    let above = Cgroup::new("cli");
+    let cgroup = above.nested(OsStr::from_bytes(b"\xff\xfe"));
+    let run = |words: &str| {
+        let words = words.split(' ').map(OsStr::new);
+        let all: Vec<&OsStr> = words.chain([cgroup.path().as_os_str()]).collect();
+        world.run(&all).ok()
+    };
+    run("enable --allow fionread --cgroup");
+    for words in ["status", "status --all"] {
+        let shown = world.sh(words).ok().stdout;
+        assert!(shown.contains(&*cgroup.path().to_string_lossy()), "{shown}");
+    }
+    let attached = world.json("status")["cgroups"][0].clone();
+    assert_eq!(attached["path"], *cgroup.path().to_string_lossy());
+    world.json("status --all");
+    assert_fails(&world.sh("export"), 1, "its name is not UTF-8", "export");
+    {
+        let _joined = cgroup.join();
+        world.warm_up(&Pair::new(), "enabled");
+    }
+    run("disable --now --cgroup");
+    world.assert_empty("disabled");
 }
 
 /// On a kernel without the bug there is nothing to refuse.

@@ -35,6 +35,8 @@ mod upgrade;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::parser::ValueSource::EnvVariable;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::bench;
@@ -77,7 +79,8 @@ struct Global {
     instance: String,
     /// Where instances are pinned
     #[arg(long, global = true, value_name = "DIR", env = state::BPFFS_VARIABLE, hide_env = true,
-          default_value = bpffs::DEFAULT_DIR, hide_short_help = true)]
+          default_value = bpffs::DEFAULT_DIR, hide_short_help = true,
+          value_parser = OsStringValueParser::new().map(PathBuf::from))]
     bpffs: PathBuf,
     /// Bold headers: auto, always, never
     #[arg(
@@ -219,7 +222,17 @@ impl Cli {
         let matches = command()
             .try_get_matches_from(words)
             .map_err(|error| tips::with_tip(error, args))?;
-        Self::from_arg_matches(&matches)
+        let mut cli = Self::from_arg_matches(&matches)?;
+        // An empty variable is none; an empty option is a mistake.
+        let is_unset = |id, empty| empty && matches.value_source(id) == Some(EnvVariable);
+        let global = &mut cli.global;
+        if is_unset("instance", global.instance.is_empty()) {
+            DEFAULT_INSTANCE.clone_into(&mut global.instance);
+        }
+        if is_unset("bpffs", global.bpffs.as_os_str().is_empty()) {
+            global.bpffs = bpffs::DEFAULT_DIR.into();
+        }
+        Ok(cli)
     }
 
     /// Whether errors are to be printed as JSON, too.

@@ -1,7 +1,5 @@
 //! `status`: whether it runs, and why connections are not accelerated.
 
-use std::path::PathBuf;
-
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -150,7 +148,7 @@ impl From<&Attached> for CgroupState {
     fn from(cgroup: &Attached) -> Self {
         Self {
             id: cgroup.id.to_string(),
-            path: cgroup.path.clone(),
+            path: (cgroup.path.as_deref()).map(|path| path.to_string_lossy().into_owned()),
         }
     }
 }
@@ -219,8 +217,9 @@ struct DrainState {
 pub struct CgroupState {
     /// In the kernel.
     id: String,
-    /// Null when it was removed, or cannot be seen from this cgroup namespace.
-    path: Option<PathBuf>,
+    /// Null when it was removed, or cannot be seen from this cgroup namespace. What is not
+    /// UTF-8 in it is U+FFFD here.
+    path: Option<String>,
 }
 
 /// How what was removed leaves, which nothing does by itself.

@@ -64,6 +64,9 @@ impl Place {
                 "instance name {instance:?}: use 1 to 32 letters, digits and '-'"
             )));
         }
+        if bpffs.as_os_str().is_empty() {
+            return Err(Error::Usage("bpffs \"\": name its directory".to_owned()));
+        }
         Ok(Self {
             instance: instance.to_owned(),
             bpffs: bpffs.to_owned(),
@@ -72,7 +75,7 @@ impl Place {
 
     /// What names it on a command line, each option with a space before it.
     pub fn option(&self) -> String {
-        let is_set = |variable| env::var_os(variable).is_some();
+        let is_set = |variable| env::var_os(variable).is_some_and(|value| !value.is_empty());
         let mut options = Vec::new();
         if self.instance != DEFAULT_INSTANCE || is_set(VARIABLE) {
             options.push(format!(" --instance {}", self.instance));

@@ -23,7 +23,7 @@ impl Cgroup {
 
     /// A new cgroup inside this one. Declare it later than its parent, so that
     /// it is dropped first.
-    pub fn nested(&self, name: &str) -> Self {
+    pub fn nested(&self, name: impl AsRef<Path>) -> Self {
         Self::make(self.path.join(name))
     }
 
