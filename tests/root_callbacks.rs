@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::thread;
+use std::time::Duration;
+
 use common::books::assert_balanced;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
@@ -12,6 +15,10 @@ use common::other_program::RTO_CALLBACK;
 use common::other_program::RTT_CALLBACK;
 use common::pair::Options;
 use common::pair::Pair;
+use common::pair::accept;
+use common::pair::connect;
+use common::pair::listen;
+use common::pair::reconnect;
 use common::warm::round_trip;
 use common::warm::warm_up;
 
@@ -123,4 +130,82 @@ fn acks_that_another_program_asked_for_after_go_on() {
     let instance = Instance::enable(&cgroup, &[]);
     let other = OtherProgram::attach_with_flags(&cgroup, RTT_CALLBACK);
     acks_go_on(&instance, &cgroup, &other);
+}
+
+/// Clients of a server that is elsewhere: by the time that shows they have closed.
+#[test]
+fn lonely_sockets_are_counted_as_closed() {
+    let (clients, elsewhere) = (Cgroup::new("callbacks"), Cgroup::new("callbacks"));
+    let instance = Instance::enable(&clients, &[]);
+    let _other = OtherProgram::attach_with_flags(&clients, RTO_CALLBACK);
+    for _ in 0..5 {
+        drop(Pair::between(&clients, &elsewhere));
+    }
+    wait_until_nothing_is_left(&instance);
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.count("seen"), 5);
+    assert_eq!(stats.count("enrolled_now"), 0, "{}", stats.0);
+}
+
+/// `connect(AF_UNSPEC)`, and again: each connection leaves when the next one begins.
+#[test]
+fn a_socket_that_is_connected_again_holds_no_room() {
+    let cgroup = Cgroup::new("callbacks");
+    let instance = Instance::enable(&cgroup, &["--max-sockets", "16"]);
+    let _other = OtherProgram::attach_with_flags(&cgroup, RTO_CALLBACK);
+    let _joined = cgroup.join();
+    let listener = listen(&Options::default());
+    let mut pair = Pair::on(&listener, &Options::default());
+    for _ in 0..ROUND_TRIPS {
+        round_trip(&pair);
+    }
+    for _ in 0..80 {
+        reconnect(&pair.client, listener.local_addr().expect("getsockname"));
+        pair.server = accept(&listener, &Options::default());
+        round_trip(&pair);
+    }
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.by_reason("skipped", "map_full"), 0, "{}", stats.0);
+    assert!(stats.redirected_messages() > ROUND_TRIPS, "{}", stats.0);
+    let rows = || instance.dump("connections").len();
+    Deadline::seconds(30).until("only the last one", || rows() == 2);
+}
+
+/// The watch looks many times at what is not accepted; its rests begin after that.
+#[test]
+fn what_was_accepted_late_is_collected_as_soon() {
+    let cgroup = Cgroup::new("callbacks");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _other = OtherProgram::attach_with_flags(&cgroup, RTO_CALLBACK);
+    let _joined = cgroup.join();
+    let listener = listen(&Options::default());
+    let client = connect(
+        listener.local_addr().expect("getsockname"),
+        &Options::default(),
+    );
+    thread::sleep(Duration::from_millis(100));
+    let server = accept(&listener, &Options::default());
+    let pair = Pair { client, server };
+    warm_up(&instance, &pair);
+    drop(pair);
+    wait_until_nothing_is_left(&instance);
+}
+
+/// Short connections earn what they have redirected, though nobody tells at their end.
+#[test]
+fn what_profits_is_admitted() {
+    const CONNECTIONS: u64 = 300;
+    let cgroup = Cgroup::new("callbacks");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _other = OtherProgram::attach_with_flags(&cgroup, RTO_CALLBACK);
+    let _joined = cgroup.join();
+    let listener = listen(&Options::default());
+    for _ in 0..CONNECTIONS {
+        let pair = Pair::on(&listener, &Options::default());
+        for _ in 0..100 {
+            round_trip(&pair);
+        }
+    }
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.count("enrolled"), 2 * CONNECTIONS, "{}", stats.0);
 }

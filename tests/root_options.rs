@@ -4,8 +4,12 @@
 
 mod common;
 
+use std::net::Shutdown;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -13,6 +17,7 @@ use nix::poll::PollFlags;
 use nix::sys::socket;
 use nix::sys::socket::MsgFlags;
 
+use common::books::assert_balanced;
 use common::cgroup::Cgroup;
 use common::deadline::Deadline;
 use common::deadline::wait_at_most;
@@ -24,6 +29,7 @@ use common::pair::Pair;
 use common::pattern::Pattern;
 use common::raw::set_option;
 use common::stream::recv_all;
+use common::stream::recv_some;
 use common::stream::send_all;
 use common::warm::warm_up;
 
@@ -307,13 +313,58 @@ fn a_peek_offset_over_waiting_messages() {
     }
 }
 
-/// A reader that becomes blocking is left alone, and comes back.
+/// The usual shape of a reader that blocks: one thread always sleeps in recv(2), and
+/// another answers. So the socket is never idle when an ACK comes.
+#[test]
+fn both_ends_leave_while_a_thread_sleeps_in_recv() {
+    let cgroup = Cgroup::new("options-asleep");
+    let instance = Instance::enable(&cgroup, &[]);
+    let _joined = cgroup.join();
+    let pair = Pair::new();
+    let deadline = Deadline::seconds(30);
+    thread::scope(|scope| {
+        let (heard, answers) = mpsc::channel();
+        let server = &pair.server;
+        scope.spawn(move || {
+            let mut bytes = [0; 4];
+            while recv_some(server, &mut bytes, deadline) > 0 {
+                let _ = heard.send(());
+            }
+        });
+        scope.spawn(move || {
+            for () in answers {
+                // By then the other thread sleeps.
+                thread::sleep(Duration::from_millis(2));
+                send_all(server, b"pong", deadline);
+            }
+        });
+        let ask = || {
+            let mut bytes = [0; 4];
+            send_all(&pair.client, b"ping", deadline);
+            recv_all(&pair.client, &mut bytes, deadline);
+        };
+        (0..ROUNDS).for_each(|_| ask());
+        let redirected = instance.stats().redirected_messages();
+        pair.server.set_nonblocking(false).expect("O_NONBLOCK");
+        let left = (0..400).any(|_| {
+            ask();
+            instance.dump("sockhash").is_empty()
+        });
+        pair.client.shutdown(Shutdown::Write).expect("shutdown");
+        assert!(redirected > ROUNDS, "{redirected}");
+        assert!(left, "{:?}", instance.dump("sockhash"));
+    });
+    assert_balanced(&instance);
+}
+
+/// A reader that becomes blocking is left alone, and is plain TCP once its peer has sent
+/// to it, whatever waits in both queues.
 #[test]
 fn nonblock_toggled_after_promotion() {
     let cgroup = Cgroup::new("options-nonblock");
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
-    for on_server in [true, false] {
+    for (on_server, waiting) in [(true, 0), (true, 5), (false, 0), (false, 5)] {
         let pair = Pair::new();
         warm_up(&instance, &pair);
         let end = if on_server {
@@ -322,31 +373,34 @@ fn nonblock_toggled_after_promotion() {
             &pair.client
         };
         let mut talk = Talk { pair: &pair, at: 0 };
-        for waiting in [0, 5] {
-            for ahead in 0..waiting {
-                talk.send(ahead);
-            }
-            end.set_nonblocking(false).expect("O_NONBLOCK");
-            for _ in 0..waiting {
-                talk.receive();
-            }
-            let before = instance.stats();
-            talk.rounds();
-            let after = instance.stats();
-            let redirected = after.delta(&before, "redirected_messages");
-            assert!(
-                redirected <= ROUNDS,
-                "{}",
-                counts("redirected to a blocking reader", &before, &after)
-            );
-            end.set_nonblocking(true).expect("O_NONBLOCK");
-            talk.rounds();
-            let again = instance.stats();
-            assert!(
-                again.delta(&after, "redirected_messages") > ROUNDS,
-                "{}",
-                counts("never came back", &after, &again)
-            );
+        for ahead in 0..waiting {
+            talk.send(ahead);
         }
+        end.set_nonblocking(false).expect("O_NONBLOCK");
+        let before = instance.stats();
+        for _ in 0..waiting {
+            talk.receive();
+        }
+        talk.rounds();
+        let after = instance.stats();
+        let redirected = after.delta(&before, "redirected_messages");
+        assert!(
+            redirected <= ROUNDS,
+            "{}",
+            counts("redirected to a blocking reader", &before, &after)
+        );
+        Deadline::seconds(10).until("both ends leave", || {
+            talk.rounds();
+            instance.dump("sockhash").is_empty()
+        });
+        end.set_nonblocking(true).expect("O_NONBLOCK");
+        let before = instance.stats();
+        talk.rounds();
+        let after = instance.stats();
+        assert_eq!(after.delta(&before, "redirected_messages"), 0);
     }
+    let stats = assert_balanced(&instance);
+    assert_eq!(stats.by_reason("ejected", "blocking_reader"), 4);
+    assert_eq!(stats.by_reason("ejected", "peer_not_eligible"), 4);
+    assert_eq!(stats.count("demotions_in_company"), 0);
 }

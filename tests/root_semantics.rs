@@ -1353,32 +1353,53 @@ fn known_differences_name_cases_and_are_those_of_the_manual() {
 }
 
 /// An event loop that once reads with the socket set to block, while signals come in:
-/// as redis does with `repl-diskless-load`.
-fn blocks_later(pair: Pair) -> String {
+/// as redis does with `repl-diskless-load`. Before, it gets so many messages.
+fn blocks_later(pair: Pair, messages: usize, settled: &dyn Fn()) -> String {
     raw::handle_usr1();
     pair.server.set_nonblocking(false).expect("O_NONBLOCK");
     let mut link = Link::new(pair, Mode::Blocking);
-    for _ in 0..3 {
+    for _ in 0..messages {
         link.send("hello");
         link.recv(10);
     }
+    settled();
     link.receiving_signals();
     link.story
 }
 
-#[test]
-fn a_socket_that_blocks_once_it_is_redirected_differs_as_documented() {
-    let plain = blocks_later(Pair::new());
+/// How many messages come, and whether it is plain TCP then.
+fn blocks_once_redirected(messages: usize, leaves: bool) {
+    let plain = blocks_later(Pair::new(), messages, &|| ());
     let cgroup = Cgroup::new("blocks-later");
     let instance = Instance::enable(&cgroup, &[]);
     let _joined = cgroup.join();
     let pair = Pair::new();
     warm_up(&instance, &pair);
     let before = instance.stats();
-    let accelerated = blocks_later(pair);
+    let accelerated = blocks_later(pair, messages, &|| {
+        if leaves {
+            let is_out = || instance.dump("sockhash").is_empty();
+            Deadline::seconds(10).until("both ends leave", is_out);
+        }
+    });
     assert_eq!(instance.stats().delta(&before, "redirected_messages"), 0);
     assert!(!plain.contains("EAGAIN"), "{plain}");
-    assert!(accelerated.contains("EAGAIN"), "not listed: {accelerated}");
+    if leaves {
+        assert_eq!(accelerated, plain);
+    } else {
+        assert!(accelerated.contains("EAGAIN"), "not listed: {accelerated}");
+    }
+}
+
+#[test]
+fn a_socket_that_blocks_once_it_is_redirected_is_plain_tcp_after_a_message() {
+    blocks_once_redirected(1, true);
+    blocks_once_redirected(3, true);
+}
+
+#[test]
+fn a_socket_that_blocks_once_it_is_redirected_differs_as_documented() {
+    blocks_once_redirected(0, false);
     let row = "A socket that is set to block once it is redirected";
     assert!(
         entries("KNOWN LIMITS")

@@ -11,6 +11,7 @@ use std::io;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::panic::resume_unwind;
+use std::sync::Barrier;
 use std::thread;
 
 use nix::poll::PollFlags;
@@ -23,6 +24,7 @@ use common::pair::Pair;
 use common::rng::Rng;
 use common::rng::mix;
 use common::stream::recv_some;
+use common::stream::send_all;
 use common::warm::assert_redirected;
 use common::warm::round_trip;
 
@@ -247,6 +249,79 @@ fn threads_on_one_socket_keep_their_order() {
 #[test]
 fn threads_on_one_socket_keep_their_order_with_a_tiny_budget() {
     bursts("threads-budget", TINY, 6, contended_case).unwrap_or_else(|e| panic!("{e}"));
+}
+
+const RECORD: usize = 64;
+const RECORDS: usize = 40;
+
+/// The record's bytes say whose it is, and its first ones which.
+fn record(thread: usize, number: usize) -> [u8; RECORD] {
+    let mut bytes = [byte(thread, 0); RECORD];
+    bytes[..8].copy_from_slice(&(number << 8 | thread).to_be_bytes());
+    bytes
+}
+
+/// Two threads send small records while their socket is set to block and its peer sends,
+/// so that both ends leave: what one send gave is not cut by another's, as on plain TCP.
+fn records_of_two(pair: &Pair) -> Result<(), String> {
+    const THREADS: usize = 2;
+    let deadline = Deadline::seconds(60);
+    let start = Barrier::new(THREADS + 2);
+    thread::scope(|scope| {
+        for id in 0..THREADS {
+            let (start, pair) = (&start, &pair);
+            scope.spawn(move || {
+                start.wait();
+                (0..RECORDS).for_each(|n| send_all(&pair.client, &record(id, n), deadline));
+            });
+        }
+        scope.spawn(|| {
+            start.wait();
+            (0..50).for_each(|_| send_all(&pair.server, b"ping", deadline));
+        });
+        pair.client.set_nonblocking(false).expect("O_NONBLOCK");
+        start.wait();
+        let mut next = [0; THREADS];
+        let (mut bytes, mut at) = (vec![0; RECORD * THREADS * RECORDS], 0);
+        while at < bytes.len() {
+            // Less than one record at a time.
+            let end = bytes.len().min(at + 48);
+            at += recv_some(&pair.server, &mut bytes[at..end], deadline);
+        }
+        let (records, _) = bytes.as_chunks::<RECORD>();
+        for (place, got) in records.iter().enumerate() {
+            let thread = usize::from(got[7]);
+            let is_next = next
+                .get(thread)
+                .is_some_and(|number| *got == record(thread, *number));
+            if !is_next {
+                return Err(format!("record {place}: {got:?}"));
+            }
+            next[thread] += 1;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn records_of_threads_stay_whole_while_their_socket_turns_blocking() {
+    let cgroup = Cgroup::new("threads-records");
+    let instance = Instance::enable(&cgroup, &["--admission", "all"]);
+    let _joined = cgroup.join();
+    for n in 0..400 {
+        let pair = Pair::new();
+        for _ in 0..4 {
+            round_trip(&pair);
+        }
+        records_of_two(&pair).unwrap_or_else(|e| panic!("connection {n}: {e}"));
+    }
+    let stats = instance.stats();
+    assert!(stats.redirected_messages() > 400 * 4, "{}", stats.0);
+    assert!(
+        stats.by_reason("ejected", "blocking_reader") > 0,
+        "{}",
+        stats.0
+    );
 }
 
 /// `cargo test --release --test root_threads -- --ignored --test-threads=1 50_runs`

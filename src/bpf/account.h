@@ -62,6 +62,17 @@ static __always_inline bool sa_is_deaf(const struct tcp_sock___sa *tp)
 	return !(tp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+/* So it tells at once, and of what it earns in small parts: there is no end to do so. */
+#define SA_EARN_DEAF 8
+static __always_inline void sa_tell_deaf(struct sa_sock *st)
+{
+	if (st->told_messages == st->redirected_messages)
+		return;
+	sa_tell_now(st);
+	if (!(st->redirected_messages % SA_EARN_DEAF))
+		sa_earn(st, SA_EARN_DEAF);
+}
+
 /* The same for the peer, which has redirected its last message. */
 static __always_inline void sa_tell_for_peer(const struct sa_sock *st, struct sa_conn *conn)
 {

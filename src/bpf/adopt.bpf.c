@@ -222,13 +222,14 @@ int sa_adopt_judge(struct bpf_iter__tcp___sa *ctx)
 }
 
 /* From here on its ACKs and its end are told to sa_sockops. */
-static __always_inline int sa_call_back(const struct tcp_sock___sa *tp)
+static __always_inline int sa_call_back(const struct tcp_sock___sa *tp, struct sa_sock *st)
 {
 	int flags = 0, err;
 
 	err = bpf_getsockopt((void *)tp, IPPROTO_TCP, SA_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
 	if (err)
 		return err;
+	st->acks_wanted = !!(flags & BPF_SOCK_OPS_RTT_CB_FLAG);
 	flags |= BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG;
 	return bpf_setsockopt((void *)tp, IPPROTO_TCP, SA_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
 }
@@ -344,10 +345,13 @@ static __always_inline void sa_adopt(struct bpf_iter__tcp___sa *ctx, __u32 role)
 		adoption->reason = SA_REASON_MISMATCH;
 		return;
 	}
-	adoption->error = sa_call_back(tp);
+	adoption->error = sa_call_back(tp, &adoption->st);
 	if (adoption->error)
 		return;
 	st = bpf_sk_storage_get(&sa_socks, (void *)tp, NULL, 0);
+	/* Half adopted before, it has our own flags. */
+	if (st)
+		adoption->st.acks_wanted = st->acks_wanted;
 	if (st && sa_waits_for_peer(st)) {
 		adoption->st.enrolled = 1;
 		return;

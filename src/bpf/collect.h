@@ -10,17 +10,11 @@
 #include "account.h"
 #include "pairing.h"
 
-/*
- * Has this side left, or will no program run for its socket any more? The memory of one
- * that is gone has it still, or is another's.
- */
-static __always_inline bool sa_is_through(struct sa_conn *conn, __u32 n, __u64 cookie)
+/* Will no program run for its socket any more? Its memory has it still, or is another's. */
+static __always_inline bool sa_is_gone(const struct sa_side *side, __u64 cookie)
 {
-	const struct sa_side *side = sa_side(conn, n);
 	const struct sock___sa *sk = sa_cast(side->sk, sock___sa);
 
-	if (conn->left & sa_bit(1, n))
-		return true;
 	if (side->ready != cookie)
 		return false;
 	return sa_cookie_of(sk) != cookie || !sa_load(sk, __sk_common.skc_refcnt.refs.counter);
@@ -33,24 +27,32 @@ static __always_inline void sa_account_gone(struct sa_conn *conn, __u32 side)
 }
 
 /*
- * Nobody but the timer that calls this touches an entry of two sockets that are gone.
- * But it may have been deleted since, and be another connection's: cookies are never
- * used again, so what still has that of a side that had not left is the one looked at.
+ * Nobody but the timer that calls this touches an entry whose sockets have left or are
+ * gone. Which of them have left is read once: one that leaves meanwhile deletes the
+ * entry itself, and two must not, see sa_leave().
+ *
+ * The entry may have been deleted since, and be another connection's. Then it has not
+ * the cookie of the side that had not left.
  */
 static __always_inline bool sa_collect(const __u64 *at, struct sa_conn *conn)
 {
+	__u32 left = *(volatile __u32 *)&conn->left;
 	__u64 id = *at, zero = conn->side[0].cookie, one = conn->side[1].cookie;
-	__u32 left = conn->left, side = left & sa_bit(1, 0) ? 1 : 0;
+	__u32 side = left & sa_bit(1, 0) ? 1 : 0;
 	__u64 cookie = side ? one : zero;
 
 	if (!zero || !one || left == 3)
 		return false;
-	if (!sa_is_through(conn, 0, zero) || !sa_is_through(conn, 1, one))
+	if (!(left & sa_bit(1, 0)) && !sa_is_gone(&conn->side[0], zero))
+		return false;
+	if (!(left & sa_bit(1, 1)) && !sa_is_gone(&conn->side[1], one))
 		return false;
 	if (__sync_val_compare_and_swap(&sa_side(conn, side)->cookie, cookie, SA_NOBODY) != cookie)
 		return false;
-	if (bpf_map_lookup_elem(&sa_conns, &id) != conn)
+	if (bpf_map_lookup_elem(&sa_conns, &id) != conn) {
+		__sync_val_compare_and_swap(&sa_side(conn, side)->cookie, SA_NOBODY, cookie);
 		return false;
+	}
 	sa_account_gone(conn, 0);
 	sa_account_gone(conn, 1);
 	bpf_map_delete_elem(&sa_conns, &id);

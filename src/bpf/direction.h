@@ -53,7 +53,7 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 	struct sa_side *me, *peer;
 	struct sa_conn *conn;
 	bool active, judged;
-	__u32 *mark;
+	__u32 *mark, gate;
 
 	if (!st)
 		return;
@@ -86,12 +86,14 @@ static __noinline void sa_evaluate(struct sa_sock *st, __u32 generation)
 		return;
 	}
 	st->marks &= ~SA_MARK_LEAVING;
-	if (conn->gate & sa_bit(SA_GATE_GONE, !st->side)) {
+	/* At one moment: LEAVING becomes GONE, and neither must be missed. */
+	gate = *(volatile __u32 *)&conn->gate;
+	if (gate & sa_bit(SA_GATE_GONE, !st->side)) {
 		st->marks |= SA_MARK_GONE;
 		st->verdict = SA_WHY_MISSED;
 		return;
 	}
-	if (conn->gate & sa_bit(SA_GATE_LEAVING, !st->side)) {
+	if (gate & sa_bit(SA_GATE_LEAVING, !st->side)) {
 		/* Look again at the next message. */
 		st->marks |= SA_MARK_LEAVING;
 		st->generation = generation - 1;
@@ -152,21 +154,38 @@ static __noinline bool sa_open_gate(struct sa_sock *st)
 		 (SA_GATE_SHUT | sa_bit(SA_GATE_GONE, !st->side)));
 }
 
-/*
- * The peer asks to leave. Not while its queue holds something: bytes by TCP
- * behind it would not wake an edge-triggered reader. Then it must stay.
- */
-static __noinline bool sa_let_go(const struct sa_sock *st, __u32 queue_empty)
+/* Is no earlier message of this direction in flight? As sa_stay() and sa_enter() see it. */
+static __always_inline bool sa_is_clear(const struct sa_sock *st, const struct sa_view *v)
 {
+	if (v->alone)
+		return true;
+	return st->path == SA_PATH_REDIRECT ? !st->others && !v->another_thread : !st->straggler;
+}
+
+/*
+ * The peer asks to leave: may it, as far as this message goes? Not while its queue holds
+ * something: bytes by TCP behind it would not wake an edge-triggered reader. Nor while
+ * another send may be in flight to it. Then it must stay.
+ */
+static __noinline bool sa_let_go(const struct sa_sock *st, __u32 queue_empty, __u32 clear)
+{
+	bool on_stack, must_stay;
 	struct sa_conn *conn;
 
-	if (!st || queue_empty)
+	if (!st)
+		return true;
+	on_stack = st->path != SA_PATH_REDIRECT;
+	must_stay = !on_stack && !(queue_empty && clear);
+	if (!must_stay && !clear)
 		return true;
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return true;
-	return __sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_REFUSED, !st->side)) &
-	       sa_bit(SA_GATE_GONE, !st->side);
+	if (must_stay)
+		return __sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_REFUSED, !st->side)) &
+		       sa_bit(SA_GATE_GONE, !st->side);
+	__sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_HEARD, st->side));
+	return true;
 }
 
 #endif

@@ -77,6 +77,29 @@ static __always_inline void sa_pair_with(struct sa_sock *st, const struct sa_sid
 	sa_event(st, SA_EVENT_PAIRED, 0);
 }
 
+/* By its peer, or by the watch? Then it is plain TCP and knows it now. */
+static __always_inline bool sa_was_taken_out(struct bpf_sock_ops *ops, struct sa_sock *st)
+{
+	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+
+	if (!conn)
+		return false;
+	if (conn->gate & SA_GATE_SHUT) {
+		/* The watch has found that its peer blocks after all. */
+		if (!st->judged)
+			return false;
+		sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);
+		return true;
+	}
+	if (!(conn->accounted & sa_bit(SA_OUT, st->side)))
+		return false;
+	sa_tell(st);
+	st->enrolled = 0;
+	st->ejected = SA_REASON_PEER_NOT_ELIGIBLE;
+	sa_quiet(ops, st);
+	return true;
+}
+
 /* RTT callback: own data sent by TCP was acknowledged. */
 static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *st,
 				      const struct tcp_sock___sa *tp)
@@ -87,14 +110,12 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	struct sa_side *other;
 	__u32 own, theirs;
 
+	if (st->quiet)
+		return;
+	if (st->enrolled && !sa_psock((const void *)tp) && sa_was_taken_out(ops, st))
+		return;
 	if (st->judged) {
-		if (st->enrolled && !sa_psock((const void *)tp)) {
-			/* The watch has found that its peer blocks after all. */
-			conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-			if (conn && conn->gate & SA_GATE_SHUT)
-				return sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);
-		}
-		sa_on_stream_ack(ops, st, tp, conf);
+		sa_on_later_ack(ops, st, tp, conf);
 		return;
 	}
 	if (!st->enrolled && st->role == SA_ROLE_PASSIVE) {
@@ -147,8 +168,9 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
 			sa_listener_learn(other->netns_cookie, other->tuple.local_port,
 					  SA_READERS_BLOCKING);
-		if (sa_eject_pair(ops, st, conn, theirs))
-			return;
+		if (!sa_eject_pair(ops, st, conn, theirs))
+			sa_on_later_ack(ops, st, tp, conf);
+		return;
 	}
 	if (!own && !theirs) {
 		if (st->role == SA_ROLE_PASSIVE)

@@ -295,7 +295,9 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 		if (err)
 			reason = sa_update_reason(err);
 	}
-	st->acks_wanted = !!(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTT_CB_FLAG);
+	/* Flags outlive connect(AF_UNSPEC), ours as well. */
+	if (!st->reused)
+		st->acks_wanted = !!(ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTT_CB_FLAG);
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 					       BPF_SOCK_OPS_RTT_CB_FLAG);
 	sa_conclude(st, reason);
@@ -305,6 +307,19 @@ static __always_inline void sa_on_established(struct bpf_sock_ops *ops, __u32 ro
 		sa_server_of(&st->tuple, st->netns_cookie, &key);
 		sa_charge(&key);
 	}
+}
+
+static __always_inline void sa_on_close(struct sa_sock *st)
+{
+	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+
+	/*
+	 * Nested cgroups run the program once for each. Where nobody came, the watch
+	 * has ejected it, and deleted the connection.
+	 */
+	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn && sa_account(conn, st->side))
+		sa_add(closed, 1);
+	sa_leave(st);
 }
 
 /* connect(2) runs in its caller; ESTABLISHED may run in anybody's softirq. */
@@ -336,24 +351,17 @@ static __always_inline void sa_on_connect(struct bpf_sock_ops *ops)
 		 * unread redirected bytes. Out before the new connection starts,
 		 * and for good: the old peer knows the cookie.
 		 */
+		__u16 acks_wanted = st->acks_wanted;
+
+		/* The end of the first was not told where others took our callbacks away. */
+		sa_tell(st);
+		sa_on_close(st);
 		bpf_map_delete_elem(&sa_sockhash, &st->cookie);
 		__builtin_memset(st, 0, sizeof(*st));
 		st->reused = 1;
+		st->acks_wanted = acks_wanted;
 	}
 	sa_note_process(st);
-}
-
-static __always_inline void sa_on_close(struct sa_sock *st)
-{
-	struct sa_conn *conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
-
-	/*
-	 * Nested cgroups run the program once for each. Where nobody came, the watch
-	 * has ejected it, and deleted the connection.
-	 */
-	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn && sa_account(conn, st->side))
-		sa_add(closed, 1);
-	sa_leave(st);
 }
 
 #endif

@@ -91,6 +91,7 @@ enum sa_gate {
 	SA_GATE_GONE = 8, /* it is out: nothing may be redirected to it */
 	SA_GATE_LEAVING = 32, /* it asks its peer not to redirect to it */
 	SA_GATE_REFUSED = 128, /* the peer had to, meanwhile */
+	SA_GATE_HEARD = 512, /* it has heard its peer ask, and redirects nothing any more */
 };
 
 /* Of sa_conn.accounted, by side like enum sa_gate. */
@@ -107,7 +108,8 @@ struct sa_conn {
 	__u32 left; /* bit per side: will not touch this entry again */
 	__u32 accounted; /* enum sa_accounted */
 	struct bpf_timer timer; /* of the watch, see watch.h */
-	__u32 looks; /* of the watch so far */
+	__u16 looks; /* of the watch at sockets that were not accepted yet */
+	__u16 rests; /* of the watch, longer each time */
 	__u16 suspect; /* the watch saw a reader that may not be eligible */
 	__u16 again; /* looks since it saw none */
 	__u32 draining; /* one end's cgroup is being disabled: both ends leave */
@@ -181,7 +183,8 @@ struct sa_sock {
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */
 	__u32 adopted; /* enum sa_adopted */
-	__u32 acks_wanted; /* by another program: its RTT callbacks stay on */
+	__u16 acks_wanted; /* by another program: its RTT callbacks stay on */
+	__u16 quiet; /* ours are through with it */
 	struct sa_tuple tuple;
 };
 _Static_assert(sizeof(struct sa_sock) == 320, "layout");
@@ -206,7 +209,7 @@ enum sa_cut {
 
 enum sa_mark {
 	SA_MARK_SPLICING = 1, /* the peer was seen splicing */
-	SA_MARK_OPTION = 2, /* the peer asked for an option redirect cannot honour */
+	SA_MARK_OPTION = 2, /* the peer asked for an option redirect cannot honour, or blocks */
 	SA_MARK_LEAVING = 4, /* the peer is about to leave, see stream.h */
 	SA_MARK_GONE = 8, /* it has left */
 };

@@ -309,10 +309,12 @@ static __always_inline void sa_mark(__u64 cookie, __u32 mark)
 			__sync_fetch_and_add(&stats_->field, n); \
 	} while (0)
 
+/* Older verifiers know the bounds of the register that was compared, not of its copies. */
 #define sa_add_at(field, index, limit, n)                                       \
 	do {                                                                    \
 		struct sa_stats *stats_ = sa_count();                           \
-		__u32 index_ = (index);                                         \
+		__u64 index_ = (__u32)(index);                                  \
+		asm volatile("" : "+r"(index_));                                \
 		if (stats_ && index_ < (limit))                                 \
 			__sync_fetch_and_add(&stats_->field[index_], n);        \
 	} while (0)

@@ -48,6 +48,8 @@ static __always_inline int sa_on_sockops(struct bpf_sock_ops *ops, bool enrol)
 	if (!tp)
 		return 1;
 	if (ops->op == BPF_SOCK_OPS_RTT_CB) {
+		if (sa_is_deaf(tp))
+			sa_tell_deaf(st);
 		sa_on_ack(ops, st, tp);
 		return 1;
 	}
@@ -141,7 +143,7 @@ int sa_verdict(struct sk_msg_md *msg)
 	if (st->marks) {
 		v.splicing = st->marks & SA_MARK_SPLICING;
 		if (st->marks & SA_MARK_GONE ||
-		    (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty)))
+		    (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty, sa_is_clear(st, &v))))
 			sa_force(&v, SA_WHY_MISSED);
 	}
 	path = st->path;
@@ -172,6 +174,8 @@ int sa_verdict(struct sk_msg_md *msg)
 			if (!v.alone && !v.forced)
 				sa_add(hard_cap, 1);
 		}
+		if (sa_is_deaf(tp))
+			sa_tell_deaf(st);
 		sa_stack(st, &v, why);
 		return SK_PASS;
 	}
@@ -184,10 +188,10 @@ int sa_verdict(struct sk_msg_md *msg)
 	st->queued_bytes += v.size;
 	st->redirected_messages++;
 	st->redirected_bytes += v.size;
-	if (!(st->redirected_messages % SA_ADMIT_EVERY))
-		sa_earn(st, SA_ADMIT_EVERY);
 	if (sa_is_deaf(tp))
-		sa_tell_now(st);
+		sa_tell_deaf(st);
+	else if (!(st->redirected_messages % SA_ADMIT_EVERY))
+		sa_earn(st, SA_ADMIT_EVERY);
 	if (path != SA_PATH_REDIRECT) {
 		sa_add(promotions, 1);
 		sa_event(st, SA_EVENT_PROMOTED, 0);

@@ -24,8 +24,8 @@
 #define SA_WATCH_LONELY_NS (1000 * SA_WATCH_MS)
 /* ... and of one that is adopted when every network namespace was walked once more. */
 #define SA_WATCH_ADOPTED_NS (30000 * SA_WATCH_MS)
-/* After the looks at how it reads: 1 s, 2 s, 4 s ... 64 s, and every 64 s then. */
-#define SA_WATCH_DOUBLINGS 6
+/* After the looks at how it reads: 1 s, 2 s, 4 s ... 256 s, and every 256 s then. */
+#define SA_WATCH_DOUBLINGS 8
 
 /* SA_READER_UNKNOWN also for a socket that is gone. */
 static __always_inline __u32 sa_judge_side(const struct sa_side *side,
@@ -76,11 +76,8 @@ static __always_inline __u64 sa_watch_delay_again(__u32 again)
 
 static __always_inline __u64 sa_watch_rest(struct sa_conn *conn)
 {
-	__u32 doublings = conn->looks++;
-
-	if (doublings > SA_WATCH_DOUBLINGS)
-		doublings = SA_WATCH_DOUBLINGS;
-	return 1000 * SA_WATCH_MS << doublings;
+	return 1000 * SA_WATCH_MS
+	       << (conn->rests < SA_WATCH_DOUBLINGS ? conn->rests++ : SA_WATCH_DOUBLINGS);
 }
 
 /*
@@ -88,7 +85,7 @@ static __always_inline __u64 sa_watch_rest(struct sa_conn *conn)
  * entry may be another connection's by now: what has a side taken stays, so once
  * the other side is ours, and both are still those that were looked at, it is.
  */
-static __always_inline void sa_give_up(const __u64 *at, struct sa_conn *conn)
+static __always_inline bool sa_give_up(const __u64 *at, struct sa_conn *conn)
 {
 	__u64 id = *at, cookie = conn->side[0].cookie;
 	__u32 side = 0;
@@ -98,13 +95,16 @@ static __always_inline void sa_give_up(const __u64 *at, struct sa_conn *conn)
 		cookie = conn->side[1].cookie;
 	}
 	if (!cookie || __sync_val_compare_and_swap(&sa_side(conn, !side)->cookie, 0, SA_NOBODY))
-		return;
+		return false;
 	if (bpf_map_lookup_elem(&sa_conns, &id) != conn || sa_side(conn, side)->cookie != cookie) {
 		__sync_val_compare_and_swap(&sa_side(conn, !side)->cookie, SA_NOBODY, 0);
-		return;
+		return false;
 	}
-	sa_eject_side(conn, side, cookie, SA_REASON_NO_LOCAL_PEER);
+	/* Not in the map: close(2) has taken it out, and nobody was told yet. */
+	if (!sa_eject_side(conn, side, cookie, SA_REASON_NO_LOCAL_PEER))
+		sa_account_gone(conn, side);
 	bpf_map_delete_elem(&sa_conns, &id);
+	return true;
 }
 
 /* How its two ends read. Ns until the next look at that, 0 when there need be none. */
@@ -152,11 +152,11 @@ static int sa_watch_look(void *map, __u64 *id, struct sa_conn *conn)
 		return 0;
 	if (conf && conf->enabled && !conn->left && !conn->gate) {
 		if (!conn->side[0].cookie || !conn->side[1].cookie) {
-			sa_give_up(id, conn);
-			return 0;
-		}
-		if (conn->again <= SA_WATCH_AGAIN)
+			if (sa_give_up(id, conn))
+				return 0;
+		} else if (conn->again <= SA_WATCH_AGAIN) {
 			ns = sa_watch_readers(conn, conf);
+		}
 	}
 	bpf_timer_start(&conn->timer, ns ? ns : sa_watch_rest(conn), 0);
 	return 0;

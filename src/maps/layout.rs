@@ -79,7 +79,8 @@ pub struct Conn {
     pub left: u32,
     pub accounted: u32,
     pub timer: [u64; 2],
-    pub looks: u32,
+    pub looks: u16,
+    pub rests: u16,
     pub suspect: u16,
     pub again: u16,
     pub draining: u32,
@@ -144,7 +145,8 @@ pub struct Sock {
     pub cut: u32,
     pub straggler: u32,
     pub adopted: u32,
-    pub acks_wanted: u32,
+    pub acks_wanted: u16,
+    pub quiet: u16,
     pub tuple: Tuple,
 }
 

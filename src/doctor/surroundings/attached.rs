@@ -24,7 +24,9 @@ pub const SOCK_OPS: Topic = Topic {
     otherwise: "other programs act on the same connections: both run, and a socket that one of \
                 them puts into a map of its own is skipped as busy; where one sets callback flags \
                 of its own, which replaces ours, a one-way stream stays enrolled and is slower than \
-                on plain TCP, and a connection that has ended keeps its room for up to a minute",
+                on plain TCP, one that is not accelerated takes room while it is open, and all do \
+                for as long again as they lasted, or four minutes; ACKs that another asked for \
+                after us may end with ours",
 };
 
 /// Others that see packets.
