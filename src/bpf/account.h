@@ -62,15 +62,19 @@ static __always_inline bool sa_is_deaf(const struct tcp_sock___sa *tp)
 	return !(tp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* So it tells at once, and of what it earns in small parts: there is no end to do so. */
+/*
+ * So it tells at once, and of what it earns in small parts: there is no end to do so.
+ * Not static: the verifier looks at it once, and wants a number from it.
+ */
 #define SA_EARN_DEAF 8
-static __always_inline void sa_tell_deaf(struct sa_sock *st)
+__noinline int sa_tell_deaf(struct sa_sock *st)
 {
-	if (st->told_messages == st->redirected_messages)
-		return;
+	if (!st || st->told_messages == st->redirected_messages)
+		return 0;
 	sa_tell_now(st);
 	if (!(st->redirected_messages % SA_EARN_DEAF))
 		sa_earn(st, SA_EARN_DEAF);
+	return 0;
 }
 
 /* The same for the peer, which has redirected its last message. */

@@ -59,11 +59,13 @@ static __noinline void sa_earn(const struct sa_sock *st, __u32 messages)
 	const struct sa_side *client;
 	struct sa_server_key key;
 	struct sa_conn *conn;
-	__u64 *until;
+	__u64 *until, id;
 
 	if (!st || !messages)
 		return;
-	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	/* Before 6.2 a key may not be in what a global function was given: sa_tell_deaf(). */
+	id = st->conn_id;
+	conn = bpf_map_lookup_elem(&sa_conns, &id);
 	if (!conn)
 		return;
 	client = sa_side(conn, st->role == SA_ROLE_ACTIVE ? st->side : !st->side);

@@ -155,35 +155,41 @@ static __noinline bool sa_open_gate(struct sa_sock *st)
 }
 
 /* Is no earlier message of this direction in flight? As sa_stay() and sa_enter() see it. */
-static __always_inline bool sa_is_clear(const struct sa_sock *st, const struct sa_view *v)
+static __always_inline bool sa_is_clear(const struct sa_sock *st, __u32 alone,
+					__u32 another_thread)
 {
-	if (v->alone)
+	if (alone)
 		return true;
-	return st->path == SA_PATH_REDIRECT ? !st->others && !v->another_thread : !st->straggler;
+	return st->path == SA_PATH_REDIRECT ? !st->others && !another_thread : !st->straggler;
 }
 
 /*
  * The peer asks to leave: may it, as far as this message goes? Not while its queue holds
  * something: bytes by TCP behind it would not wake an edge-triggered reader. Nor while
- * another send may be in flight to it. Then it must stay.
+ * another send may be in flight to it. Then it must stay. Not static: the verifier looks
+ * at it once.
  */
-static __noinline bool sa_let_go(const struct sa_sock *st, __u32 queue_empty, __u32 clear)
+__noinline int sa_let_go(const struct sa_sock *st, __u32 queue_empty, __u32 alone,
+			 __u32 another_thread)
 {
-	bool on_stack, must_stay;
+	bool clear, must_stay;
 	struct sa_conn *conn;
+	__u64 id;
 
 	if (!st)
 		return true;
-	on_stack = st->path != SA_PATH_REDIRECT;
-	must_stay = !on_stack && !(queue_empty && clear);
+	clear = sa_is_clear(st, alone, another_thread);
+	must_stay = st->path == SA_PATH_REDIRECT && !(queue_empty && clear);
 	if (!must_stay && !clear)
 		return true;
-	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
+	/* Before 6.2 a key may not be in what a global function was given. */
+	id = st->conn_id;
+	conn = bpf_map_lookup_elem(&sa_conns, &id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return true;
 	if (must_stay)
-		return __sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_REFUSED, !st->side)) &
-		       sa_bit(SA_GATE_GONE, !st->side);
+		return !!(__sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_REFUSED, !st->side)) &
+			  sa_bit(SA_GATE_GONE, !st->side));
 	__sync_fetch_and_or(&conn->gate, sa_bit(SA_GATE_HEARD, st->side));
 	return true;
 }

@@ -168,9 +168,10 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
 			sa_listener_learn(other->netns_cookie, other->tuple.local_port,
 					  SA_READERS_BLOCKING);
-		if (!sa_eject_pair(ops, st, conn, theirs))
-			sa_on_later_ack(ops, st, tp, conf);
-		return;
+		if (sa_eject_pair(ops, st, conn, theirs))
+			return;
+		/* Bytes were redirected: it leaves with its later ACKs, like a stream. */
+		st->judged = 1;
 	}
 	if (!own && !theirs) {
 		if (st->role == SA_ROLE_PASSIVE)

@@ -143,7 +143,7 @@ int sa_verdict(struct sk_msg_md *msg)
 	if (st->marks) {
 		v.splicing = st->marks & SA_MARK_SPLICING;
 		if (st->marks & SA_MARK_GONE ||
-		    (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty, sa_is_clear(st, &v))))
+		    (st->marks & SA_MARK_LEAVING && sa_let_go(st, v.queue_empty, v.alone, v.another_thread)))
 			sa_force(&v, SA_WHY_MISSED);
 	}
 	path = st->path;

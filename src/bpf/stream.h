@@ -147,13 +147,17 @@ static __always_inline void sa_dismiss_peer(struct bpf_sock_ops *ops, struct sa_
 	sa_quiet(ops, st);
 }
 
-/* Of a reader that redirect can serve no more: SA_REASON_NONE where it can. */
-static __always_inline __u32 sa_reader_left(const struct sa_sock *st, const struct sa_config *conf)
+/*
+ * Of a reader that redirect can serve no more: SA_REASON_NONE where it can. Not static:
+ * the verifier looks at it once.
+ */
+__noinline __u32 sa_reader_left(__u64 peer_sk, __u64 cookie)
 {
-	const struct tcp_sock___sa *peer = sa_cast(st->peer_sk, tcp_sock___sa);
+	const struct tcp_sock___sa *peer = sa_cast(peer_sk, tcp_sock___sa);
+	const struct sa_config *conf = sa_conf();
 	__u32 reason;
 
-	if (sa_cookie_of((const void *)peer) != st->peer_cookie)
+	if (!conf || sa_cookie_of((const void *)peer) != cookie)
 		return SA_REASON_NONE;
 	reason = sa_judge(peer, conf);
 	return reason == SA_READER_UNKNOWN ? SA_REASON_NONE : reason;
@@ -162,7 +166,8 @@ static __always_inline __u32 sa_reader_left(const struct sa_sock *st, const stru
 /* Why the sender, which is on the stack, is to be plain TCP: SA_REASON_NONE, it is not. */
 static __always_inline __u32 sa_is_to_go(const struct sa_sock *st, const struct sa_config *conf)
 {
-	if (st->marks & SA_MARK_OPTION || (st->why == SA_WHY_READER && sa_reader_left(st, conf)))
+	if (st->marks & SA_MARK_OPTION ||
+	    (st->why == SA_WHY_READER && sa_reader_left(st->peer_sk, st->peer_cookie)))
 		return SA_REASON_PEER_NOT_ELIGIBLE;
 	if (conf->stream_limit && st->lost >= conf->stream_limit)
 		return SA_REASON_STREAM;
@@ -171,57 +176,57 @@ static __always_inline __u32 sa_is_to_go(const struct sa_sock *st, const struct 
 
 /* An ACK of a socket that is out, and whose peer may be in still. */
 static __always_inline void sa_on_ack_outside(struct bpf_sock_ops *ops, struct sa_sock *st,
-					      struct sa_conn *conn, const struct sock___sa *own,
-					      const struct sa_config *conf)
+					      struct sa_conn *conn, const struct sock___sa *own)
 {
 	__u32 reason = st->ejected;
 
 	if (reason == SA_REASON_PEER_NOT_ELIGIBLE)
-		reason = sa_reader_left(st, conf);
+		reason = sa_reader_left(st->peer_sk, st->peer_cookie);
 	else if (reason != SA_REASON_STREAM)
 		return;
 	sa_dismiss_peer(ops, st, conn, own, reason ? reason : SA_REASON_PEER_NOT_ELIGIBLE);
 }
 
-/* An ACK of a socket that has been judged, or has redirected: it sends by the stack. */
+/* Takes the own socket out, if nothing comes to it any more. */
+static __always_inline bool sa_depart(struct sa_sock *st, struct sa_conn *conn,
+				      const struct sock___sa *own, __u32 reason)
+{
+	if (!sa_may_leave(st, conn, own, reason)) {
+		/* Asking costs every direction a look: not with each ACK. */
+		if (reason == SA_REASON_STREAM)
+			st->lost = 0;
+		return false;
+	}
+	/* In this order: `stats` must not miss it in between. */
+	sa_tell(st);
+	if (!sa_eject_side(conn, st->side, st->cookie, reason))
+		return false;
+	st->enrolled = 0;
+	st->ejected = reason;
+	return true;
+}
+
+/* An ACK of a socket that has been judged: it sends by the stack. */
 static __always_inline void sa_on_later_ack(struct bpf_sock_ops *ops, struct sa_sock *st,
 					    const struct tcp_sock___sa *tp,
 					    const struct sa_config *conf)
 {
+	const struct sock___sa *own = (const void *)tp;
+	__u32 reason = st->ejected;
 	struct sa_conn *conn;
-	__u32 reason;
 
 	if (!conf)
 		return;
 	if (st->enrolled) {
-		if (st->path != SA_PATH_STACK)
-			return;
-		reason = sa_is_to_go(st, conf);
+		reason = st->path == SA_PATH_STACK ? sa_is_to_go(st, conf) : SA_REASON_NONE;
 		if (!reason)
 			return;
-	} else {
-		reason = st->ejected;
 	}
 	conn = bpf_map_lookup_elem(&sa_conns, &st->conn_id);
 	if (!conn || sa_side(conn, st->side)->cookie != st->cookie)
 		return;
-	if (!st->enrolled)
-		return sa_on_ack_outside(ops, st, conn, (const void *)tp, conf);
-	if (!sa_may_leave(st, conn, (const void *)tp, reason)) {
-		/* Asking costs every direction a look: not with each ACK. */
-		if (reason == SA_REASON_STREAM)
-			st->lost = 0;
-		return;
-	}
-	/* In this order: `stats` must not miss it in between. */
-	sa_tell(st);
-	if (sa_eject_side(conn, st->side, st->cookie, reason)) {
-		/* Its next ACKs come here, too. */
-		st->judged = 1;
-		st->enrolled = 0;
-		st->ejected = reason;
-		sa_on_ack_outside(ops, st, conn, (const void *)tp, conf);
-	}
+	if (!st->enrolled || sa_depart(st, conn, own, reason))
+		sa_on_ack_outside(ops, st, conn, own);
 }
 
 #endif
