@@ -113,9 +113,7 @@ fn one_connection(enable: &[&str], options: &Options, expected: Expected) {
 /// Nothing of it stays in the tables.
 fn assert_closed<T>(instance: &Instance, connections: T) {
     drop(connections);
-    Deadline::seconds(10).until("empty tables", || {
-        instance.dump("sockhash").is_empty() && instance.dump("connections").is_empty()
-    });
+    Deadline::seconds(10).until("empty tables", || instance.is_empty());
     assert_eq!(instance.stats().count("enrolled_now"), 0);
 }
 
@@ -154,9 +152,7 @@ fn no_local_peer_of_an_idle_connecting_socket() {
     let listener = listen(&options);
     let _joined = cgroup.join();
     let pair = Pair::on(&listener, &options);
-    Deadline::seconds(10).until("no entry", || {
-        instance.dump("sockhash").is_empty() && instance.dump("connections").is_empty()
-    });
+    Deadline::seconds(10).until("no entry", || instance.is_empty());
     assert_told(&instance, (&[], &[("no_local_peer", 1)]));
     let pair = flows_by_the_stack(&instance, pair);
     assert_closed(&instance, pair);

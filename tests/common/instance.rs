@@ -148,6 +148,11 @@ impl Instance {
         }
     }
 
+    /// No socket and no connection is in its tables.
+    pub fn is_empty(&self) -> bool {
+        self.dump("sockhash").is_empty() && self.dump("connections").is_empty()
+    }
+
     pub fn disable(&self) -> Ran {
         self.run(&["disable"])
     }
