@@ -44,14 +44,13 @@ static __always_inline __u32 sa_waits(const struct sock___sa *sk, const struct s
 
 /*
  * Messages in the high 16 bits, and bytes, of the queue of the psock there. Not
- * static: the verifier follows its walk once, and not for each way that leads here,
- * which made up half of what loading the programs took.
+ * static: the verifier follows its walk once, and not for each way that leads here.
  */
 __noinline __u64 sa_queue_totals(__u64 address)
 {
-	__u64 bytes = 0;
-	__u64 messages = sa_queue_length(sa_cast(address, sk_psock___sa), SA_DUMP_QUEUE, &bytes);
+	__u64 messages, bytes;
 
+	messages = sa_queue_length(sa_cast(address, sk_psock___sa), SA_DUMP_QUEUE, &bytes);
 	return messages << 48 | (bytes & SA_TOTAL_BYTES);
 }
 

@@ -105,7 +105,6 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 				      const struct tcp_sock___sa *tp)
 {
 	const struct sa_config *conf = sa_conf();
-	const struct tcp_sock___sa *peer;
 	struct sa_conn *conn;
 	struct sa_side *other;
 	__u32 own, theirs;
@@ -152,7 +151,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 	if (conn->gate == SA_GATE_SHUT)
 		return sa_out(ops, st, SA_REASON_PEER_NOT_ELIGIBLE);
 
-	own = sa_judge(tp, conf);
+	own = sa_judge(sa_side(conn, st->side)->sk, st->cookie);
 	if (own && own != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_PASSIVE && own == SA_REASON_BLOCKING_READER)
 			sa_listener_learn(st->netns_cookie, st->tuple.local_port,
@@ -160,10 +159,7 @@ static __always_inline void sa_on_ack(struct bpf_sock_ops *ops, struct sa_sock *
 		if (sa_eject_pair(ops, st, conn, own))
 			return;
 	}
-	peer = sa_cast(st->peer_sk, tcp_sock___sa);
-	if (sa_cookie_of((const void *)peer) != st->peer_cookie)
-		return;
-	theirs = sa_judge(peer, conf);
+	theirs = sa_judge(st->peer_sk, st->peer_cookie);
 	if (theirs && theirs != SA_READER_UNKNOWN) {
 		if (st->role == SA_ROLE_ACTIVE && theirs == SA_REASON_BLOCKING_READER)
 			sa_listener_learn(other->netns_cookie, other->tuple.local_port,

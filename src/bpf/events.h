@@ -17,24 +17,27 @@ static __always_inline struct sa_audience *sa_listening_to(__u32 kind)
 	return audience && audience->kinds & (1u << kind) ? audience : NULL;
 }
 
-/* `what` is the kind, from bit 8 the cause, from bit 24 the role. */
-static __noinline void sa_emit(__u64 cookie, __u64 netns_cookie, const struct sa_tuple *tuple,
-			       __u32 tgid, __u32 what)
+/*
+ * `what` is the kind, from bit 8 the cause, from bit 24 the role. Not static: the verifier
+ * looks at it once, and wants a number from it.
+ */
+__noinline int sa_emit(__u64 cookie, __u64 netns_cookie, const struct sa_tuple *tuple, __u32 tgid,
+		       __u32 what)
 {
 	struct sa_audience *audience = sa_listening_to(what & 0xff);
 	__u64 now = bpf_ktime_get_ns();
 	struct sa_event *event;
 
 	if (!audience || !tuple)
-		return;
+		return 0;
 	if (now > audience->until) {
 		audience->kinds = 0;
-		return;
+		return 0;
 	}
 	event = bpf_ringbuf_reserve(&sa_events, sizeof(*event), 0);
 	if (!event) {
 		sa_add(events_lost, 1);
-		return;
+		return 0;
 	}
 	event->time = now;
 	event->cookie = cookie;
@@ -45,6 +48,7 @@ static __noinline void sa_emit(__u64 cookie, __u64 netns_cookie, const struct sa
 	event->tgid = tgid;
 	event->role = what >> 24;
 	bpf_ringbuf_submit(event, 0);
+	return 0;
 }
 
 /* Of a struct sa_sock or a struct sa_side. */

@@ -28,22 +28,48 @@ static __always_inline bool sa_queue_empty(const struct sk_psock___sa *psock)
 	return (const void *)sa_load(psock, ingress_msg.next) == head;
 }
 
-/* Walks the queue as far as `limit` messages; only where it is worth a walk. */
+struct sa_queue_walk {
+	__u64 head;
+	__u64 at;
+	__u64 bytes;
+	__u64 ended; /* 1: its last step found no message */
+};
+
+/* For bpf_loop(): 1 ends the walk. */
+static int sa_queue_step(__u32 index, struct sa_queue_walk *walk)
+{
+	const struct sk_msg___sa *m =
+		sa_cast(walk->at - bpf_core_field_offset(struct sk_msg___sa, list), sk_msg___sa);
+
+	if (!walk->at || walk->at == walk->head) {
+		walk->ended = 1;
+		return 1;
+	}
+	walk->bytes += sa_load(m, sg.size);
+	walk->at = (__u64)sa_load(m, list.next);
+	return 0;
+}
+
+/*
+ * Counts messages, `limit` at most, and their bytes; only where it is worth a walk. The
+ * verifier follows each step of a loop, for 4096 a tenth of a second: bpf_loop() spares it.
+ */
 static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, __u32 limit,
 					     __u64 *bytes)
 {
-	__u64 head = (__u64)psock + bpf_core_field_offset(psock->ingress_msg);
-	__u64 at = (__u64)sa_load(psock, ingress_msg.next);
-	__u32 n;
+	struct sa_queue_walk walk = {
+		.head = (__u64)psock + bpf_core_field_offset(psock->ingress_msg),
+		.at = (__u64)sa_load(psock, ingress_msg.next),
+	};
+	__u32 steps = 0;
 
-	for (n = 0; n < limit && at && at != head; n++) {
-		const struct sk_msg___sa *m =
-			sa_cast(at - bpf_core_field_offset(struct sk_msg___sa, list), sk_msg___sa);
-
-		*bytes += sa_load(m, sg.size);
-		at = (__u64)sa_load(m, list.next);
-	}
-	return n;
+	if (SA_HAS_LOOP)
+		steps = bpf_loop(limit, sa_queue_step, &walk, 0);
+	else
+		while (steps < limit && !sa_queue_step(steps++, &walk))
+			;
+	*bytes = walk.bytes;
+	return steps - walk.ended;
 }
 
 /*
@@ -56,7 +82,7 @@ __noinline __u32 sa_peer_queue_long(__u64 peer_sk)
 {
 	const struct sock___sa *psk = sa_cast(peer_sk, sock___sa);
 	const struct sk_psock___sa *psock = sa_psock(psk);
-	__u64 waiting = 0;
+	__u64 waiting;
 
 	return psock && (sa_queue_length(psock, SA_LONG_MESSAGES, &waiting) == SA_LONG_MESSAGES ||
 			 waiting >= SA_HARD_BYTES);

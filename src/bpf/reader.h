@@ -62,11 +62,19 @@ static __always_inline __u32 sa_blocking(const struct tcp_sock___sa *tp)
 	return sa_load(file, f_flags) & SA_O_NONBLOCK ? SA_REASON_NONE : SA_REASON_BLOCKING_READER;
 }
 
-/* All of it, as far as it is known. */
-static __always_inline __u32 sa_judge(const struct tcp_sock___sa *tp, const struct sa_config *conf)
+/*
+ * All of it, as far as it is known: SA_READER_UNKNOWN also of a socket that is gone.
+ * Not static: the verifier looks at it once, and not for each way that leads here.
+ */
+__noinline __u32 sa_judge(__u64 address, __u64 cookie)
 {
-	__u32 reason = sa_options(tp);
+	const struct tcp_sock___sa *tp = sa_cast(address, tcp_sock___sa);
+	const struct sa_config *conf = sa_conf();
+	__u32 reason;
 
+	if (!conf || sa_cookie_of((const void *)tp) != cookie)
+		return SA_READER_UNKNOWN;
+	reason = sa_options(tp);
 	if (reason || conf->blocking)
 		return reason;
 	return sa_blocking(tp);

@@ -147,19 +147,11 @@ static __always_inline void sa_dismiss_peer(struct bpf_sock_ops *ops, struct sa_
 	sa_quiet(ops, st);
 }
 
-/*
- * Of a reader that redirect can serve no more: SA_REASON_NONE where it can. Not static:
- * the verifier looks at it once.
- */
-__noinline __u32 sa_reader_left(__u64 peer_sk, __u64 cookie)
+/* Of a reader that redirect can serve no more: SA_REASON_NONE where it can. */
+static __always_inline __u32 sa_reader_left(const struct sa_sock *st)
 {
-	const struct tcp_sock___sa *peer = sa_cast(peer_sk, tcp_sock___sa);
-	const struct sa_config *conf = sa_conf();
-	__u32 reason;
+	__u32 reason = sa_judge(st->peer_sk, st->peer_cookie);
 
-	if (!conf || sa_cookie_of((const void *)peer) != cookie)
-		return SA_REASON_NONE;
-	reason = sa_judge(peer, conf);
 	return reason == SA_READER_UNKNOWN ? SA_REASON_NONE : reason;
 }
 
@@ -167,7 +159,7 @@ __noinline __u32 sa_reader_left(__u64 peer_sk, __u64 cookie)
 static __always_inline __u32 sa_is_to_go(const struct sa_sock *st, const struct sa_config *conf)
 {
 	if (st->marks & SA_MARK_OPTION ||
-	    (st->why == SA_WHY_READER && sa_reader_left(st->peer_sk, st->peer_cookie)))
+	    (st->why == SA_WHY_READER && sa_reader_left(st)))
 		return SA_REASON_PEER_NOT_ELIGIBLE;
 	if (conf->stream_limit && st->lost >= conf->stream_limit)
 		return SA_REASON_STREAM;
@@ -181,7 +173,7 @@ static __always_inline void sa_on_ack_outside(struct bpf_sock_ops *ops, struct s
 	__u32 reason = st->ejected;
 
 	if (reason == SA_REASON_PEER_NOT_ELIGIBLE)
-		reason = sa_reader_left(st->peer_sk, st->peer_cookie);
+		reason = sa_reader_left(st);
 	else if (reason != SA_REASON_STREAM)
 		return;
 	sa_dismiss_peer(ops, st, conn, own, reason ? reason : SA_REASON_PEER_NOT_ELIGIBLE);

@@ -27,17 +27,6 @@
 /* After the looks at how it reads: 1 s, 2 s, 4 s ... 256 s, and every 256 s then. */
 #define SA_WATCH_DOUBLINGS 8
 
-/* SA_READER_UNKNOWN also for a socket that is gone. */
-static __always_inline __u32 sa_judge_side(const struct sa_side *side,
-					   const struct sa_config *conf)
-{
-	const struct tcp_sock___sa *tp = sa_cast(side->sk, tcp_sock___sa);
-
-	if (sa_cookie_of((const void *)tp) != side->cookie)
-		return SA_READER_UNKNOWN;
-	return sa_judge(tp, conf);
-}
-
 /* The cookies first: once both sides have left, the entry may be another's. */
 static __always_inline void sa_watch_eject(struct sa_conn *conn, __u32 reason)
 {
@@ -116,8 +105,8 @@ static __always_inline __u64 sa_watch_readers(struct sa_conn *conn, const struct
 	server = sa_side(conn, conn->side[0].role != SA_ROLE_PASSIVE);
 	client = sa_side(conn, conn->side[0].role == SA_ROLE_PASSIVE);
 	/* Between accept(2) and fcntl(2) some look as if they blocked. */
-	reads = sa_listener_reads_well(server) ? SA_REASON_NONE : sa_judge_side(server, conf);
-	connects = sa_judge_side(client, conf);
+	reads = sa_listener_reads_well(server) ? SA_REASON_NONE : sa_judge(server->sk, server->cookie);
+	connects = sa_judge(client->sk, client->cookie);
 	if (reads == SA_READER_UNKNOWN || connects == SA_READER_UNKNOWN) {
 		/* It has been there: it is closed. */
 		return conn->again ? 0 : sa_watch_delay(conn->looks++);
