@@ -17,6 +17,15 @@ static __always_inline bool sa_account(struct sa_conn *conn, __u32 side)
 	return !(__sync_fetch_and_or(&conn->accounted, bit) & bit);
 }
 
+/* For one that close(2) has taken out: false when somebody has counted it before. */
+static __always_inline bool sa_account_closed(struct sa_conn *conn, __u32 side)
+{
+	if (!sa_account(conn, side))
+		return false;
+	sa_add(closed, 1);
+	return true;
+}
+
 /* Deletes one socket from the map, and counts it if it was there. */
 static __always_inline bool sa_eject_side(struct sa_conn *conn, __u32 side, __u64 cookie,
 					  __u32 reason)

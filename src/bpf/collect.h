@@ -22,8 +22,8 @@ static __always_inline bool sa_is_gone(const struct sa_side *side, __u64 cookie)
 
 static __always_inline void sa_account_gone(struct sa_conn *conn, __u32 side)
 {
-	if (!sa_side(conn, side)->skipped && sa_account(conn, side))
-		sa_add(closed, 1);
+	if (!sa_side(conn, side)->skipped)
+		sa_account_closed(conn, side);
 }
 
 /*

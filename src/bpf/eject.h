@@ -28,10 +28,8 @@ static __always_inline void sa_out(struct bpf_sock_ops *ops, struct sa_sock *st,
 		st->ejected = reason;
 		/* Not there, and not counted: close(2) has taken it out. */
 		if (conn && !sa_eject_side(conn, st->side, st->cookie, reason) &&
-		    sa_account(conn, st->side)) {
+		    sa_account_closed(conn, st->side))
 			st->ejected = SA_REASON_NONE;
-			sa_add(closed, 1);
-		}
 		st->enrolled = 0;
 	}
 	sa_leave(st);

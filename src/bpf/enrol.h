@@ -317,8 +317,8 @@ static __always_inline void sa_on_close(struct sa_sock *st)
 	 * Nested cgroups run the program once for each. Where nobody came, the watch
 	 * has ejected it, and deleted the connection.
 	 */
-	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn && sa_account(conn, st->side))
-		sa_add(closed, 1);
+	if (__sync_lock_test_and_set(&st->enrolled, 0) && conn)
+		sa_account_closed(conn, st->side);
 	sa_leave(st);
 }
 

@@ -178,7 +178,7 @@ struct sa_sock {
 	__u32 lost; /* messages that enrolment has cost time: see sa_weigh() */
 	__u32 unanswered; /* messages sent since the peer was last seen to have sent one */
 	__u32 answers; /* what the peer had sent then */
-	__u32 judged; /* both ends were seen to read in a way redirect can serve, or to have */
+	__u32 judged; /* how both ends read was seen; its later ACKs are for who leaves */
 	__u32 drain; /* walk of sa_iter_drain that took it out of service, 0 none */
 	__u32 cut; /* enum sa_cut */
 	__u32 straggler; /* left redirect while another thread may be in flight */

@@ -204,13 +204,14 @@ static __always_inline void sa_on_later_ack(struct bpf_sock_ops *ops, struct sa_
 					    const struct sa_config *conf)
 {
 	const struct sock___sa *own = (const void *)tp;
-	__u32 reason = st->ejected;
+	__u32 reason = SA_REASON_NONE;
 	struct sa_conn *conn;
 
 	if (!conf)
 		return;
 	if (st->enrolled) {
-		reason = st->path == SA_PATH_STACK ? sa_is_to_go(st, conf) : SA_REASON_NONE;
+		if (st->path == SA_PATH_STACK)
+			reason = sa_is_to_go(st, conf);
 		if (!reason)
 			return;
 	}
