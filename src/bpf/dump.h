@@ -54,17 +54,21 @@ __noinline __u64 sa_queue_totals(__u64 address)
 	return messages << 48 | (bytes & SA_TOTAL_BYTES);
 }
 
+/* Of a record, what the socket does not show by itself. */
+struct sa_found {
+	__u64 totals; /* see sa_queue_totals() */
+	__u32 waits;
+	__u32 asked;
+};
+
 /*
- * A function of its own: with the record the stack has no room for anything else.
- * Not 0 where the reader's buffer is full: the socket comes again.
+ * A function of its own: the record is most of the 512 bytes of stack that a program and
+ * what it calls have together, so nothing is called from here.
  */
-static __noinline int sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
-					const struct sa_sock *st, __u32 waits, bool asked)
+static __noinline int sa_write_record(struct seq_file *seq, const struct sock___sa *sk,
+				      const struct sa_sock *st, const struct sa_found *found)
 {
-	struct sa_dump record = { .waits = waits, .asked = asked };
-	/* A number: what is loaded directly is a pointer to the verifier. */
-	__u64 data = (__u64)BPF_CORE_READ(sk, sk_user_data);
-	__u64 totals;
+	struct sa_dump record = { .waits = found->waits, .asked = found->asked };
 
 	record.sock = *st;
 	record.state = sk->__sk_common.skc_state;
@@ -72,12 +76,22 @@ static __noinline int sa_tell_one(struct seq_file *seq, const struct sock___sa *
 		record.inode = sk->sk_socket->file->f_inode->i_ino;
 		record.nonblock = !!(sk->sk_socket->file->f_flags & SA_O_NONBLOCK);
 	}
-	if (data & SA_USER_DATA_PSOCK) {
-		totals = sa_queue_totals(data & SA_USER_DATA_PTRMASK);
-		record.unread_messages = totals >> 48;
-		record.unread_bytes = totals & SA_TOTAL_BYTES;
-	}
+	record.unread_messages = found->totals >> 48;
+	record.unread_bytes = found->totals & SA_TOTAL_BYTES;
 	return bpf_seq_write(seq, &record, sizeof(record));
+}
+
+/* Not 0 where the reader's buffer is full: the socket comes again. */
+static __always_inline int sa_tell_one(struct seq_file *seq, const struct sock___sa *sk,
+				       const struct sa_sock *st, __u32 waits, bool asked)
+{
+	struct sa_found found = { .waits = waits, .asked = asked };
+	/* A number: what is loaded directly is a pointer to the verifier. */
+	__u64 data = (__u64)BPF_CORE_READ(sk, sk_user_data);
+
+	if (data & SA_USER_DATA_PSOCK)
+		found.totals = sa_queue_totals(data & SA_USER_DATA_PTRMASK);
+	return sa_write_record(seq, sk, st, &found);
 }
 
 static __always_inline void sa_dump_one(struct bpf_iter__sockmap___sa *ctx)
