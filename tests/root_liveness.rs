@@ -137,7 +137,7 @@ fn send_past_close(pair: Pair, messages: usize) {
 
 /// Also where the message is between its verdict and the receiver's queue.
 #[test]
-fn a_send_while_the_receiver_closes_fails_as_it_does_on_tcp() {
+fn a_send_while_the_receiver_closes_fails_with_an_errno_of_tcp() {
     const PAIRS: usize = 200;
     let cgroup = Cgroup::new("closing");
     let instance = Instance::enable(&cgroup, &["--admission", "all"]);

@@ -213,17 +213,23 @@ fn ten_million_messages_are_byte_exact_whatever_changes() {
     soak("soak-long", 10_000_000, 200);
 }
 
-/// Programs of two builds on one connection, again and again.
+/// The programs are replaced again and again, by those of two builds in turn where
+/// `SOCKACCEL_OTHER_BUILD` is the path of a binary of another build.
 fn upgrades(name: &str, count: u32) {
+    let other = std::env::var_os("SOCKACCEL_OTHER_BUILD");
     let rng = &mut Rng::for_test(name);
     let cgroup = &Cgroup::new(name);
     let _joined = cgroup.join();
     let instance = Instance::enable(cgroup, &[]);
     under_traffic(rng, |sent| {
         let start = Instant::now();
-        for _ in 0..count {
+        for n in 0..count {
             let next = Instant::now() + Duration::from_millis(100);
-            instance.run(&["upgrade", "--again"]).ok();
+            match &other {
+                Some(binary) if n % 2 == 0 => instance.run_by(binary, &["upgrade", "--again"]),
+                _ => instance.run(&["upgrade", "--again"]),
+            }
+            .ok();
             thread::sleep(next.saturating_duration_since(Instant::now()));
         }
         let took = start.elapsed().as_secs();

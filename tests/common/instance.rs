@@ -56,8 +56,12 @@ impl Ran {
 
 /// Runs the binary with these arguments.
 pub fn sockaccel<S: AsRef<OsStr>>(args: &[S]) -> Ran {
+    run_build(env!("CARGO_BIN_EXE_sockaccel").as_ref(), args)
+}
+
+fn run_build<S: AsRef<OsStr>>(binary: &OsStr, args: &[S]) -> Ran {
     Ran::of(
-        Command::new(env!("CARGO_BIN_EXE_sockaccel"))
+        Command::new(binary)
             .args(args)
             .env_remove("SOCKACCEL_ALLOW"),
     )
@@ -134,6 +138,11 @@ impl Instance {
     /// Any other command on this instance.
     pub fn run(&self, args: &[&str]) -> Ran {
         sockaccel(&[args, &["--instance", &self.name]].concat())
+    }
+
+    /// The same by another build of the binary.
+    pub fn run_by(&self, binary: &OsStr, args: &[&str]) -> Ran {
+        run_build(binary, &[args, &["--instance", &self.name]].concat())
     }
 
     pub fn stats(&self) -> Stats {
