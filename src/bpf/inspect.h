@@ -35,7 +35,7 @@ struct sa_queue_walk {
 	__u64 ended; /* 1: its last step found no message */
 };
 
-/* For bpf_loop(): 1 ends the walk. */
+/* 1 ends the walk. */
 static int sa_queue_step(__u32 index, struct sa_queue_walk *walk)
 {
 	const struct sk_msg___sa *m =
@@ -61,13 +61,8 @@ static __always_inline __u32 sa_queue_length(const struct sk_psock___sa *psock, 
 		.head = (__u64)psock + bpf_core_field_offset(psock->ingress_msg),
 		.at = (__u64)sa_load(psock, ingress_msg.next),
 	};
-	__u32 steps = 0;
+	__u32 steps = bpf_loop(limit, sa_queue_step, &walk, 0);
 
-	if (SA_HAS_LOOP)
-		steps = bpf_loop(limit, sa_queue_step, &walk, 0);
-	else
-		while (steps < limit && !sa_queue_step(steps++, &walk))
-			;
 	*bytes = walk.bytes;
 	return steps - walk.ended;
 }

@@ -230,12 +230,6 @@ enum sock_flags___sa {
 
 #pragma clang attribute pop
 
-/* Since 5.17, e6f2dd0f8067. */
-enum bpf_func_id___sa {
-	BPF_FUNC_loop___sa = 181,
-};
-#define SA_HAS_LOOP bpf_core_enum_value_exists(enum bpf_func_id___sa, BPF_FUNC_loop___sa)
-
 /* include/net/tcp_states.h, include/uapi/linux/bpf.h BPF_TCP_* */
 #define SA_TCP_ESTABLISHED 1
 #define SA_TCP_SYN_SENT 2

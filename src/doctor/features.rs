@@ -17,6 +17,7 @@ use libbpf_rs::libbpf_sys::BPF_FUNC_get_netns_cookie;
 use libbpf_rs::libbpf_sys::BPF_FUNC_get_socket_cookie;
 use libbpf_rs::libbpf_sys::BPF_FUNC_jiffies64;
 use libbpf_rs::libbpf_sys::BPF_FUNC_ktime_get_coarse_ns;
+use libbpf_rs::libbpf_sys::BPF_FUNC_loop;
 use libbpf_rs::libbpf_sys::BPF_FUNC_msg_redirect_hash;
 use libbpf_rs::libbpf_sys::BPF_FUNC_probe_read_kernel;
 use libbpf_rs::libbpf_sys::BPF_FUNC_ringbuf_reserve;
@@ -267,6 +268,7 @@ const PIECES: &[(Piece, &str)] = &[
         BPF_FUNC_ringbuf_reserve,
         "Linux 5.8",
     ),
+    helper(ProgramType::SkMsg, "bpf_loop", BPF_FUNC_loop, "Linux 5.17"),
     helper(
         ProgramType::SockOps,
         "bpf_ringbuf_submit",
