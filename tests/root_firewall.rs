@@ -1,9 +1,10 @@
-//! What nftables sees of a redirected connection: `docs/security.md`.
+//! What nftables and captures see of a redirected connection: `docs/security.md`.
 
 mod common;
 
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use common::cgroup::Cgroup;
@@ -19,6 +20,14 @@ use common::warm::warm_up;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
+use nix::errno::Errno;
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::MsgFlags;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockProtocol;
+use nix::sys::socket::SockType;
+use nix::sys::socket::recv;
+use nix::sys::socket::socket;
 use sockaccel::maps::layout::Sock;
 use zerocopy::FromBytes as _;
 use zerocopy::IntoBytes as _;
@@ -88,6 +97,47 @@ fn a_rule_that_is_added_later_stops_what_goes_by_the_stack_only() {
     deadline.until("a message", || has_met_any(&netns));
     netns.run("nft", &["delete table ip sat"]);
     recv_all(&plain.server, &mut [0; 4], deadline);
+}
+
+/// What tcpdump(8) reads from.
+fn capture() -> OwnedFd {
+    socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+        SockProtocol::EthAll,
+    )
+    .expect("a packet socket")
+}
+
+/// Does one of the packets that it has waiting end with this?
+fn has_captured(capture: &OwnedFd, payload: &[u8]) -> bool {
+    let mut packet = [0; 2048];
+    let mut found = false;
+    loop {
+        match recv(capture.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+            Ok(n) => found |= packet[..n].ends_with(payload),
+            Err(Errno::EAGAIN) => return found,
+            Err(e) => panic!("recv: {e}"),
+        }
+    }
+}
+
+#[test]
+fn a_capture_shows_what_goes_by_the_stack_only() {
+    let netns = Netns::new("capture");
+    let cgroup = Cgroup::new("capture");
+    let _joined = cgroup.join();
+    let plain = netns.enter(Pair::new);
+    let instance = Instance::enable(&cgroup, &[]);
+    let redirected = netns.enter(Pair::new);
+    warm_up(&instance, &redirected);
+
+    let capture = netns.enter(capture);
+    round_trip(&redirected);
+    assert!(!has_captured(&capture, b"ping"));
+    round_trip(&plain);
+    assert!(has_captured(&capture, b"ping"));
 }
 
 /// What follows connections forgets those that it does not hear of.
