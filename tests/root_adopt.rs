@@ -17,6 +17,8 @@ use nix::fcntl::SpliceFFlags;
 use nix::fcntl::splice;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
 use nix::unistd::gettid;
 use nix::unistd::pipe;
 use serde_json::Value;
@@ -310,18 +312,6 @@ fn what_is_left_and_why() {
     });
     check("half", &[], &both("blocking_reader"), &half);
     drop(half);
-    let lowat = Pair::new();
-    option::set(&lowat.client, option::RcvLowat, 10);
-    // The reader gets less than it asks for otherwise.
-    let told = {
-        let instance = Instance::enable(&cgroup, &[]);
-        adopt(&instance).1
-    };
-    assert_eq!(
-        left(&told),
-        both("rcvlowat").map(|(r, n)| (r.to_owned(), n)).into()
-    );
-    drop(lowat);
     let pair = Pair::new();
     let port = pair.server.local_addr().expect("getsockname").port();
     check(
@@ -353,6 +343,42 @@ fn what_is_left_and_why() {
         }
     };
     check("other cgroup", &[], &[("no_local_peer", 1)], &pair);
+}
+
+/// Those of `tests/root_reasons.rs`, at either end.
+#[test]
+fn an_option_that_redirect_cannot_honour_leaves_both_ends() {
+    if refused_here() {
+        return;
+    }
+    let mut options: Vec<(&str, fn(&TcpStream))> = vec![
+        ("rcvlowat", |fd| option::set(fd, option::RcvLowat, 10)),
+        ("tcp_inq", |fd| option::set(fd, option::Inq, 1)),
+        ("zerocopy", |fd| option::set(fd, option::ZeroCopy, 1)),
+        ("timestamping", |fd| {
+            setsockopt(fd, sockopt::ReceiveTimestamp, &true).expect("SO_TIMESTAMP");
+        }),
+        ("pacing", |fd| {
+            option::set(fd, option::MaxPacingRate, 50_000_000);
+        }),
+    ];
+    if option::tcp_has_peek_off() {
+        options.push(("peek_off", |fd| option::set(fd, option::PeekOff, 0)));
+    }
+    let cgroup = Cgroup::new("options");
+    let _joined = cgroup.join();
+    for (reason, set) in options {
+        for server in [false, true] {
+            let pair = Pair::new();
+            set(if server { &pair.server } else { &pair.client });
+            let instance = Instance::enable(&cgroup, &[]);
+            let (adopted, told) = adopt(&instance);
+            assert_eq!(adopted, 0, "{reason}: {told}");
+            let expected = [(reason, 1), ("peer_not_eligible", 1)];
+            let expected = expected.map(|(r, n)| (r.to_owned(), n)).into();
+            assert_eq!(left(&told), expected, "{reason}");
+        }
+    }
 }
 
 #[test]
