@@ -816,11 +816,18 @@ const ENDS: &[Case] = &[
         l.recv(10);
         l.recv(10);
         l.send("more");
+        // It is always readable now, also while ksoftirqd has the packet still.
+        acknowledged(&l.a);
         l.poll();
         l.recv(10);
         l.recv(10);
     }),
 ];
+
+fn acknowledged(stream: &TcpStream) {
+    let deadline = Deadline::seconds(10);
+    deadline.until("it is acknowledged", || raw::unacknowledged(stream) == 0);
+}
 
 impl Link {
     /// From here on the other end sends.
@@ -948,7 +955,7 @@ fn fill(from: &TcpStream) -> usize {
 fn drain(l: &Link, sent: usize) {
     let deadline = Deadline::seconds(20);
     recv_all(&l.a, &mut vec![0; sent], deadline);
-    deadline.until("it is acknowledged", || raw::unacknowledged(&l.b) == 0);
+    acknowledged(&l.b);
     // Takes the lock under which that wakes.
     raw::tcp_state(&l.b);
 }
