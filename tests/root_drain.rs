@@ -391,7 +391,7 @@ fn what_a_killed_disable_has_begun_is_seen_by_one_that_runs() {
     let instance = Instance::try_enable(&[&slow, &begun, &lasting], &[]).expect("enable");
     let [first, second] = [unread_in(&instance, &slow), unread_in(&instance, &begun)];
     thread::scope(|scope| {
-        let disabling = scope.spawn(|| take_out(&instance, &slow, &["--timeout", "20s"]).ok());
+        let disabling = scope.spawn(|| take_out(&instance, &slow, &["--timeout", "2m"]).ok());
         Deadline::seconds(10).until("a drain", || draining(&instance)["cgroups"] != json!([]));
         let dir = instance.dir();
         let id = fs::metadata(begun.path()).expect("a cgroup").ino();
