@@ -345,13 +345,15 @@ fn what_is_left_and_why() {
     check("other cgroup", &[], &[("no_local_peer", 1)], &pair);
 }
 
+type Set = fn(&TcpStream);
+
 /// Those of `tests/root_reasons.rs`, at either end.
 #[test]
 fn an_option_that_redirect_cannot_honour_leaves_both_ends() {
     if refused_here() {
         return;
     }
-    let mut options: Vec<(&str, fn(&TcpStream))> = vec![
+    let mut options: Vec<(&str, Set)> = vec![
         ("rcvlowat", |fd| option::set(fd, option::RcvLowat, 10)),
         ("tcp_inq", |fd| option::set(fd, option::Inq, 1)),
         ("zerocopy", |fd| option::set(fd, option::ZeroCopy, 1)),
