@@ -1588,10 +1588,10 @@ fn kill_at_each_step(
         "{words}: {killed} of {steps:?}"
     );
     println!(
-        "{words}: killed {killed} times before {} changes, {:?} to {:?} times before each",
+        "{words}: killed {killed} times before {} changes, {} to {} times before each",
         steps.len(),
-        kills.iter().min(),
-        kills.iter().max()
+        kills.iter().min().unwrap_or(&0),
+        kills.iter().max().unwrap_or(&0)
     );
 }
 
