@@ -406,7 +406,7 @@ fn adopt_looks_into_other_namespaces_with_what_is_documented() {
 }
 
 /// Without one of these the capabilities are too few to enable.
-fn assert_needs_for_all(doctor: &[&str]) {
+fn assert_refused_without(doctor: &[&str]) {
     for missing in [Capability::CAP_NET_ADMIN, Capability::CAP_SYSLOG] {
         if missing == Capability::CAP_SYSLOG && !hides_addresses() {
             continue;
@@ -434,7 +434,7 @@ fn doctor_tells_what_it_could_not_try() {
     with_tracefs(|| {
         let report = sockaccel_with(&BENCH, &doctor).ok().json();
         assert_eq!(result(&report, "redirect"), "ok", "{report:#}");
-        assert_needs_for_all(&doctor);
+        assert_refused_without(&doctor);
         let all = [&ENABLE[..], &BENCH].concat();
         for missing in [Capability::CAP_SYS_ADMIN, Capability::CAP_DAC_OVERRIDE] {
             let others: Vec<Capability> = all.iter().copied().filter(|c| *c != missing).collect();

@@ -817,17 +817,12 @@ const ENDS: &[Case] = &[
         l.recv(10);
         l.send("more");
         // It is always readable now, also while ksoftirqd has the packet still.
-        acknowledged(&l.a);
+        raw::acknowledged(&l.a);
         l.poll();
         l.recv(10);
         l.recv(10);
     }),
 ];
-
-fn acknowledged(stream: &TcpStream) {
-    let deadline = Deadline::seconds(10);
-    deadline.until("it is acknowledged", || raw::unacknowledged(stream) == 0);
-}
 
 impl Link {
     /// From here on the other end sends.
@@ -955,7 +950,7 @@ fn fill(from: &TcpStream) -> usize {
 fn drain(l: &Link, sent: usize) {
     let deadline = Deadline::seconds(20);
     recv_all(&l.a, &mut vec![0; sent], deadline);
-    acknowledged(&l.b);
+    raw::acknowledged(&l.b);
     // Takes the lock under which that wakes.
     raw::tcp_state(&l.b);
 }

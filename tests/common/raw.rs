@@ -18,6 +18,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::signal::Signal;
 use nix::sys::signal::sigaction;
 
+use super::deadline::Deadline;
 use super::option::TCP_INQ;
 
 /// Any option, by number: what is asked for need not exist.
@@ -71,9 +72,10 @@ pub fn waiting(fd: impl AsFd) -> i32 {
     count(fd, libc::FIONREAD)
 }
 
-/// Bytes that the peer has not acknowledged.
-pub fn unacknowledged(fd: impl AsFd) -> i32 {
-    count(fd, libc::TIOCOUTQ)
+/// Waits until the peer has acknowledged all that was sent by the stack.
+pub fn acknowledged(fd: impl AsFd) {
+    let deadline = Deadline::seconds(20);
+    deadline.until("all acknowledged", || count(&fd, libc::TIOCOUTQ) == 0);
 }
 
 fn count(fd: impl AsFd, request: libc::Ioctl) -> i32 {
